@@ -1,0 +1,48 @@
+// Status checks of the CUDA libraries and the one way to launch a kernel.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <cusolverDn.h>
+
+#include <string>
+#include <utility>
+
+#include "engine/core/error.h"
+
+namespace engine {
+
+inline void check_cuda(cudaError_t status, const char* what, const char* file, int line) {
+  if (status == cudaSuccess) return;
+  const auto code =
+      status == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::device;
+  throw Error(code, std::string("cuda: ") + what + ": " + cudaGetErrorString(status) + " (" + file +
+                        ":" + std::to_string(line) + ")");
+}
+
+inline void check_library(int status, const char* what, const char* file, int line) {
+  if (status == 0) return;
+  throw Error(ErrorCode::device, std::string("cuda: ") + what + ": status " +
+                                     std::to_string(status) + " (" + file + ":" +
+                                     std::to_string(line) + ")");
+}
+
+// Launches and reports a refused launch with the kernel's name. Every kernel goes through here.
+template <class... Params, class... Args>
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared,
+            cudaStream_t stream, Args&&... args) {
+  if (shared > 48 * 1024) {
+    check_cuda(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        name, __FILE__, __LINE__);
+  }
+  kernel<<<grid, block, shared, stream>>>(static_cast<Params>(std::forward<Args>(args))...);
+  check_cuda(cudaGetLastError(), name, __FILE__, __LINE__);
+}
+
+}  // namespace engine
+
+#define CUDA_TRY(call) ::engine::check_cuda((call), #call, __FILE__, __LINE__)
+// cuBLAS, cuBLASLt and cuSOLVER: 0 is success in all three.
+#define LIBRARY_TRY(call) ::engine::check_library(static_cast<int>(call), #call, __FILE__, __LINE__)

@@ -1,0 +1,101 @@
+// The CUDA backend: one device, one stream, one class. Kernels live in the .cu files of their
+// family. The constructor makes the device current in the calling thread; one CudaOps is used from
+// that one thread, and outlives every Buffer and Arena taken from its memories.
+#pragma once
+
+#include <cublasLt.h>
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+#include <cusolverDn.h>
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "engine/ops/ops.h"
+
+namespace engine {
+
+class GemmPlans;  // cublasLt descriptors and chosen algorithms, one per shape (gemm_lt.cu)
+
+class CudaOps final : public Ops {
+ public:
+  // Creates the context, the library handles and their workspaces (counted in the ledger).
+  CudaOps(Ledger& ledger, int device_index);
+  ~CudaOps() override;
+
+  // DenseOps
+  void embed(View ids, View table, View out) override;
+  void rmsnorm(View x, View weight, float eps, View out) override;
+  void matmul(View x, View w, View out, bool accumulate) override;
+  void silu_mul(View gate, View up, View out) override;
+  void convert(View in, View out) override;
+  void row_nll(View logits, View target, View nll) override;
+  void row_argmax(View logits, View out) override;
+  std::int64_t count_nonfinite(View x) override;
+  void square_sums(View a, View b, View out) override;
+  void fill_bell(View out, std::uint64_t seed, std::uint64_t stream, float scale,
+                 float shift) override;
+  void zero(View out) override;
+
+  // AttnOps
+  void rope(View x, std::int64_t head_dim, View cos, View sin, Positions positions) override;
+  void attention(View q, View k, View v, const AttnShape& shape, std::int64_t batch, View out,
+                 View workspace) override;
+  [[nodiscard]] std::int64_t attention_workspace_bytes(const AttnShape& shape, std::int64_t batch,
+                                                       std::int64_t q_len,
+                                                       std::int64_t kv_len) const override;
+
+  // QuantOps
+  void find_grid(View w, const GridSpec& spec, View scales, View zeros) override;
+  void quantize_codes(View w, const GridSpec& spec, View scales, View zeros, View column_group,
+                      View codes) override;
+  void dequantize_codes(View codes, const GridSpec& spec, View scales, View zeros,
+                        View column_group, View perm, View out) override;
+  void pack_codes(View codes, int bits, View packed) override;
+  void unpack_codes(View packed, int bits, View codes) override;
+  void gram(View x, View h) override;
+  void diagonal(View h, View out) override;
+  void damp_hessian(View h, View perm, double scale, double damp, View a, View dead,
+                    View damping) override;
+  [[nodiscard]] bool factor_upper(View a, View workspace) override;
+  [[nodiscard]] std::int64_t factor_workspace_bytes(std::int64_t d, DType dtype) override;
+  void gather_columns(View in, View perm, View dead, View out) override;
+  void gptq_sweep(const GptqProblem& problem) override;
+  [[nodiscard]] std::int64_t gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
+                                                  std::int64_t block, DType factor) override;
+
+  // Ops
+  [[nodiscard]] DeviceKind kind() const override { return DeviceKind::cuda; }
+  [[nodiscard]] DeviceInfo info() override;
+  [[nodiscard]] RawMemory& memory() override;
+  [[nodiscard]] RawMemory& staging_memory() override;
+  void upload(View host, View device) override;
+  void download(View device, View host) override;
+  void copy(View from, View to) override;
+  void synchronize() override;
+  [[nodiscard]] std::int64_t mark() override;
+  [[nodiscard]] double elapsed_ms(std::int64_t from, std::int64_t to) override;
+
+  [[nodiscard]] cudaStream_t stream() const { return stream_; }
+
+ private:
+  explicit CudaOps(int device_index);  // nothing acquired yet; see context.cu
+
+  int device_index_;
+  cudaDeviceProp properties_{};
+  cudaStream_t stream_ = nullptr;
+  cublasLtHandle_t cublas_lt_ = nullptr;
+  cublasHandle_t cublas_ = nullptr;
+  cusolverDnHandle_t cusolver_ = nullptr;
+  std::unique_ptr<RawMemory> memory_;
+  std::unique_ptr<RawMemory> pinned_;
+  Buffer lt_workspace_;  // u8, shared by all matrix products
+  Buffer small_device_;  // u8, 64 KiB: reduction results, status words
+  Buffer small_host_;    // u8, 64 KiB pinned: where they are read back to
+  std::unique_ptr<GemmPlans> plans_;
+  std::vector<cudaEvent_t> events_;  // a ring, grown on demand
+  std::int64_t marks_ = 0;           // marks made so far
+};
+
+}  // namespace engine

@@ -1,0 +1,141 @@
+#include "engine/cmd/command.h"
+
+#include <cstdio>
+#include <iostream>
+#include <new>
+
+#include "engine/core/interrupt.h"
+
+namespace engine {
+namespace {
+
+int exit_code(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::usage:
+      return 2;
+    case ErrorCode::format:
+      return 3;
+    case ErrorCode::io:
+      return 4;
+    case ErrorCode::mismatch:
+      return 5;
+    case ErrorCode::numeric:
+      return 6;
+    case ErrorCode::out_of_memory:
+      return 7;
+    case ErrorCode::device:
+      return 8;
+    case ErrorCode::interrupted:
+      return 130;
+    case ErrorCode::internal:
+      return 1;
+  }
+  return 1;
+}
+
+// One line, whatever the message holds.
+void print_error(const std::string& program, std::string message) {
+  for (char& c : message) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  std::fflush(stdout);
+  std::fprintf(stderr, "%s: error: %s\n", program.c_str(), message.c_str());
+}
+
+}  // namespace
+
+int run_program(const std::string& program, const std::string& about,
+                std::vector<std::unique_ptr<Command>> commands, int argc, char** argv) {
+  install_interrupt_handler();
+  CLI::App app(about, program);
+  app.set_version_flag("--version", program + " " + engine_version);
+  app.require_subcommand(1);
+  app.failure_message(CLI::FailureMessage::simple);
+  try {
+    const std::vector<std::string> args(argv + 1, argv + argc);
+    std::vector<std::pair<CLI::App*, Command*>> subcommands;
+    for (const auto& command : commands) {
+      CLI::App* sub = app.add_subcommand(command->name(), command->summary());
+      // Options that depend on others are declared only for the command that runs.
+      const bool chosen = !args.empty() && args.front() == command->name();
+      command->declare(*sub, chosen ? std::vector<std::string>(args.begin() + 1, args.end())
+                                    : std::vector<std::string>{});
+      subcommands.emplace_back(sub, command.get());
+    }
+    app.parse(argc, argv);
+    for (const auto& [sub, command] : subcommands) {
+      if (sub->parsed()) command->run();
+    }
+    if (std::fflush(stdout) != 0) throw IoError("standard output", "cannot write", errno);
+    return 0;
+  } catch (const CLI::Success& e) {
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    print_error(program, std::string(e.what()) + " (see " + program + " --help)");
+    return exit_code(ErrorCode::usage);
+  } catch (const Error& e) {
+    print_error(program, e.what());
+    return exit_code(e.code());
+  } catch (const std::bad_alloc&) {
+    print_error(program, "cpu: out of memory");
+    return exit_code(ErrorCode::out_of_memory);
+  } catch (const std::exception& e) {
+    print_error(program, e.what());
+    return 1;
+  }
+}
+
+void DeviceOptions::declare(CLI::App& app) {
+  app.add_option("--device", device, "cpu, cuda:N, or auto (cuda:0 if there is a GPU)")
+      ->capture_default_str();
+  app.add_option("--dtype", dtype,
+                 "Compute dtype: f32, bf16, f16, or auto (f32 on the CPU, bf16 on a GPU)")
+      ->capture_default_str();
+  app.add_option("--threads", threads, "CPU threads; 0: all")->capture_default_str();
+  app.add_option("--report", report, "Also write the report as JSON to this file");
+}
+
+std::unique_ptr<Ops> DeviceOptions::make(Ledger& ledger) const {
+  if (threads < 0 || threads > 4096) {
+    throw Error(ErrorCode::usage,
+                "--threads: expected 0 to 4096, found " + std::to_string(threads));
+  }
+  if (device == "auto")
+    return make_ops(cuda_device_count() > 0 ? "cuda:0" : "cpu", ledger, threads);
+  return make_ops(device, ledger, threads);
+}
+
+DType DeviceOptions::compute_dtype(const Ops& ops) const {
+  if (dtype == "auto") return ops.kind() == DeviceKind::cpu ? DType::f32 : DType::bf16;
+  for (const DType d : {DType::f32, DType::bf16, DType::f16}) {
+    if (dtype == dtype_name(d)) return d;
+  }
+  throw Error(ErrorCode::usage,
+              "--dtype: expected f32, bf16, f16 or auto, found \"" + dtype + "\"");
+}
+
+Json parsed_options(const CLI::App& app) {
+  Json j = Json::object();
+  for (const CLI::Option* o : app.get_options()) {
+    if (o->get_lnames().empty() || o->get_lnames().front() == "help") continue;
+    const std::string& key = o->get_lnames().front();
+    if (o->count() == 0) {
+      j[key] = o->get_default_str().empty() && o->get_expected_max() == 0 ? "false"
+                                                                          : o->get_default_str();
+    } else if (o->get_expected_max() == 0) {
+      j[key] = "true";
+    } else {
+      std::string text;
+      for (const std::string& r : o->results()) text += (text.empty() ? "" : " ") + r;
+      j[key] = text;
+    }
+  }
+  return j;
+}
+
+void emit_report(const Report& report, const std::string& path) {
+  std::cout << report.to_text();
+  if (!path.empty()) report.write_json(path);
+}
+
+}  // namespace engine

@@ -1,0 +1,48 @@
+// A subcommand of a program, and what all of them share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/core/report.h"
+#include "engine/ops/ops.h"
+
+namespace engine {
+
+class Command {
+ public:
+  virtual ~Command() = default;
+  [[nodiscard]] virtual const char* name() const = 0;
+  [[nodiscard]] virtual const char* summary() const = 0;
+  // `args` are the words after the subcommand, for options that depend on others (--method).
+  virtual void declare(CLI::App& app, const std::vector<std::string>& args) = 0;
+  virtual void run() = 0;
+};
+
+// Runs `program` with its commands: parses, runs one, prints one line per error. Returns the exit
+// code: 0, 2 usage, 3 format, 4 io, 5 mismatch, 6 numeric, 7 out of memory, 8 device, 130
+// interrupted, 1 anything else.
+int run_program(const std::string& program, const std::string& about,
+                std::vector<std::unique_ptr<Command>> commands, int argc, char** argv);
+
+// --device --dtype --threads --report: where and how to compute.
+struct DeviceOptions {
+  std::string device = "auto";  // auto: cuda:0 if there is one, else cpu; the report says which
+  std::string dtype = "auto";   // auto: f32 on cpu, bf16 on cuda
+  int threads = 0;
+  std::string report;
+
+  void declare(CLI::App& app);
+  [[nodiscard]] std::unique_ptr<Ops> make(Ledger& ledger) const;
+  [[nodiscard]] DType compute_dtype(const Ops& ops) const;
+};
+
+// Every option of the app as parsed, for the report.
+Json parsed_options(const CLI::App& app);
+
+// Prints the report to stdout and writes it to `path` unless that is empty.
+void emit_report(const Report& report, const std::string& path);
+
+}  // namespace engine

@@ -1,0 +1,18 @@
+// The commands of `engine`, each defined in the file of its name here or in eval/.
+#pragma once
+
+#include <memory>
+
+#include "engine/cmd/command.h"
+
+namespace engine {
+
+std::unique_ptr<Command> make_quantize_command();
+std::unique_ptr<Command> make_ppl_command();  // eval/cmd_ppl.cpp
+std::unique_ptr<Command> make_inspect_command();
+std::unique_ptr<Command> make_generate_command();
+std::unique_ptr<Command> make_tokenize_command();
+std::unique_ptr<Command> make_decode_command();
+std::unique_ptr<Command> make_table_command();
+
+}  // namespace engine

@@ -1,0 +1,116 @@
+#include "engine/model/install.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "engine/weight/pattern.h"
+#include "formats/bits.h"
+
+namespace engine {
+namespace {
+
+struct AffineScratch {
+  View packed, codes, scales_raw, scales, zeros, permutation, column_group;
+};
+
+AffineScratch make_scratch(const LinearWeight& w, const AffinePattern& p, Arena& arena) {
+  const std::int64_t groups = p.grid.groups(w.cols);
+  const auto make = [&](DType dtype, std::int64_t r, std::int64_t c) {
+    return arena.make(MemTag::staging, dtype, r, c);
+  };
+  AffineScratch s;
+  s.packed = make(DType::u8, w.rows, w.plane(p.codes).row_bytes());
+  s.codes = make(DType::u8, w.rows, w.cols);
+  s.scales_raw = make(p.grid.scale_dtype, w.rows, groups);
+  s.scales = make(DType::f32, w.rows, groups);
+  s.zeros = make(DType::i32, w.rows, groups);
+  if (p.permutation >= 0) s.permutation = make(DType::i32, 1, w.cols);
+  if (p.column_groups >= 0) s.column_group = make(DType::i32, 1, w.cols);
+  return s;
+}
+
+// The plane's bytes as a host view of the shape and dtype of `like`.
+View bytes_of(const Plane& plane, const View& like) {
+  return make_view(plane.data.data, like.dtype, DeviceKind::cpu, like.rows, like.cols);
+}
+
+std::vector<std::int32_t> host_zeros(const LinearWeight& w, const AffinePattern& p) {
+  const std::int64_t groups = p.grid.groups(w.cols);
+  std::vector<std::int32_t> zeros(static_cast<std::size_t>(w.rows * groups),
+                                  1 << (p.grid.bits - 1));
+  if (p.zeros < 0) return zeros;
+  const Plane& plane = w.plane(p.zeros);
+  const auto* bytes = static_cast<const std::byte*>(plane.data.data);
+  if (!plane.packed()) {
+    for (std::size_t i = 0; i < zeros.size(); ++i) {
+      if (plane.dtype == DType::i32) {
+        std::memcpy(&zeros[i], bytes + 4 * i, 4);
+      } else {
+        std::int16_t z = 0;
+        std::memcpy(&z, bytes + 2 * i, 2);
+        zeros[i] = z;
+      }
+    }
+    return zeros;
+  }
+  const auto row_bytes = static_cast<std::size_t>(plane.row_bytes());
+  std::vector<std::uint8_t> row(static_cast<std::size_t>(groups));
+  for (std::int64_t r = 0; r < w.rows; ++r) {
+    unpack_row({bytes + static_cast<std::size_t>(r) * row_bytes, row_bytes},
+               static_cast<unsigned>(plane.bits), row);
+    std::copy(row.begin(), row.end(), zeros.begin() + r * groups);
+  }
+  return zeros;
+}
+
+[[noreturn]] void no_decoder(const LinearWeight& w, const std::string& name) {
+  throw Error(ErrorCode::usage, name + ": no device decoder for the scheme " + scheme_name(w));
+}
+
+}  // namespace
+
+void plan_install(const LinearWeight& w, const std::string& name, Arena& arena) {
+  const Arena::Scope scope(arena);
+  if (match_dense(w)) return;
+  const auto affine = match_affine(w);
+  if (!affine) no_decoder(w, name);
+  make_scratch(w, *affine, arena);
+}
+
+void install_linear(const LinearWeight& w, const std::string& name, Loader& loader, View out) {
+  if (loader.arena().is_measuring()) {
+    plan_install(w, name, loader.arena());
+    return;
+  }
+  REQUIRE(out.rows == w.rows && out.cols == w.cols, name + " is not " + out.shape());
+  Ops& ops = loader.ops();
+  if (const auto dense = match_dense(w)) {
+    const Plane& plane = w.plane(dense->dense);
+    loader.put({static_cast<const std::byte*>(plane.data.data),
+                static_cast<std::size_t>(plane.raw_bytes())},
+               plane.dtype, out);
+    ops.synchronize();
+    return;
+  }
+  const auto affine = match_affine(w);
+  if (!affine) no_decoder(w, name);
+  const AffinePattern& p = *affine;
+  const Arena::Scope scope(loader.arena());
+  const AffineScratch s = make_scratch(w, p, loader.arena());
+  const std::vector<std::int32_t> zeros = host_zeros(w, p);
+  ops.upload(bytes_of(w.plane(p.codes), s.packed), s.packed);
+  ops.upload(bytes_of(w.plane(p.scales), s.scales_raw), s.scales_raw);
+  ops.upload(host_view(zeros.data(), s.zeros.rows, s.zeros.cols), s.zeros);
+  if (p.permutation >= 0)
+    ops.upload(bytes_of(w.plane(p.permutation), s.permutation), s.permutation);
+  if (p.column_groups >= 0) {
+    ops.upload(bytes_of(w.plane(p.column_groups), s.column_group), s.column_group);
+  }
+  ops.convert(s.scales_raw, s.scales);
+  ops.unpack_codes(s.packed, p.grid.bits, s.codes);
+  ops.dequantize_codes(s.codes, p.grid, s.scales, s.zeros, s.column_group, s.permutation, out);
+  ops.synchronize();  // the host bytes may go now
+}
+
+}  // namespace engine

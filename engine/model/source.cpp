@@ -1,0 +1,96 @@
+#include "engine/model/source.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace engine {
+
+Loader::Loader(Ops& ops, Ledger& ledger, Arena& arena) : ops_(ops), ledger_(ledger), arena_(arena) {
+  scratch_ = arena.make(MemTag::staging, DType::u8, 2, piece_bytes);
+  if (!arena.is_measuring()) {
+    staging_ = Buffer(ops.staging_memory(), ledger, MemTag::staging, DType::u8, 2, piece_bytes);
+  }
+}
+
+void Loader::put(std::span<const std::byte> bytes, DType dtype, View out) {
+  const auto element = static_cast<std::int64_t>(dtype_bytes(dtype));
+  REQUIRE(static_cast<std::int64_t>(bytes.size()) == out.count() * element,
+          "source bytes do not match " + out.shape());
+  const std::int64_t row_bytes = out.cols * element;
+  REQUIRE(row_bytes > 0 && row_bytes <= piece_bytes, "a row is larger than the staging buffer");
+  const std::int64_t rows_per_piece = piece_bytes / row_bytes;
+  for (std::int64_t r = 0; r < out.rows; r += rows_per_piece) {
+    const std::int64_t n = std::min(rows_per_piece, out.rows - r);
+    // Two halves take turns, so that filling one overlaps the transfer of the other.
+    const int half = turn_;
+    turn_ ^= 1;
+    if (marks_[half] >= 0) static_cast<void>(ops_.elapsed_ms(marks_[half], marks_[half]));
+    std::byte* host =
+        reinterpret_cast<std::byte*>(staging_.view().host<std::uint8_t>()) + half * piece_bytes;
+    std::memcpy(host, bytes.data() + r * row_bytes, static_cast<std::size_t>(n * row_bytes));
+    const View from = make_view(host, dtype, DeviceKind::cpu, n, out.cols);
+    const View to = out.row_range(r, n);
+    if (dtype == out.dtype) {
+      ops_.upload(from, to);
+    } else {
+      const View piece = make_view(static_cast<std::byte*>(scratch_.data) + half * piece_bytes,
+                                   dtype, ops_.kind(), n, out.cols);
+      ops_.upload(from, piece);
+      ops_.convert(piece, to);
+    }
+    marks_[half] = ops_.mark();
+  }
+}
+
+std::vector<std::string> dense_names(const ModelConfig& config) {
+  std::vector<std::string> names = {"embed_tokens.weight"};
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    const std::string prefix = "layers." + std::to_string(i) + ".";
+    names.push_back(prefix + "input_layernorm.weight");
+    names.push_back(prefix + "post_attention_layernorm.weight");
+  }
+  names.emplace_back("norm.weight");
+  if (!config.tie_embeddings) names.emplace_back("lm_head.weight");
+  return names;
+}
+
+void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out) {
+  const std::string prefix = "layers." + std::to_string(layer) + ".";
+  const auto check = [&](const std::string& name, const View& v) {
+    const std::int64_t bad = loader.ops().count_nonfinite(v);
+    if (bad != 0) {
+      throw Error(ErrorCode::numeric, name + ": expected finite weights, found " +
+                                          std::to_string(bad) + " NaN or infinite values");
+    }
+  };
+  source.load_dense(prefix + "input_layernorm.weight", loader, out.attn_norm);
+  check(prefix + "input_layernorm.weight", out.attn_norm);
+  source.load_dense(prefix + "post_attention_layernorm.weight", loader, out.mlp_norm);
+  check(prefix + "post_attention_layernorm.weight", out.mlp_norm);
+  for (const Site s : all_sites) {
+    source.load_linear(layer, s, loader, out[s]);
+    check(linear_name(layer, s), out[s]);
+  }
+}
+
+std::unique_ptr<WeightSource> open_model(const std::string& model) {
+  constexpr std::string_view synthetic = "synthetic:";
+  if (model.starts_with(synthetic)) return open_synthetic(model.substr(synthetic.size()));
+  const std::filesystem::path path(model);
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return open_checkpoint(path);
+  if (std::filesystem::is_regular_file(path, error)) {
+    if (path.extension() == ".safetensors" || path.extension() == ".json") {
+      throw Error(ErrorCode::usage,
+                  model +
+                      ": expected a model directory, a .qw file or synthetic:NAME; give the "
+                      "directory that holds this file");
+    }
+    return open_packed(path);
+  }
+  throw Error(ErrorCode::io, model +
+                                 ": no such file or directory (expected a model directory, a "
+                                 ".qw file or synthetic:NAME)");
+}
+
+}  // namespace engine

@@ -1,0 +1,76 @@
+// The CPU backend: the oracle the CUDA kernels are tested against, and quick enough for the demo
+// and for small models. Parallel over rows only, with a fixed partition, so results do not depend
+// on the number of threads.
+#pragma once
+
+#include <chrono>
+#include <vector>
+
+#include "engine/core/parallel.h"
+#include "engine/ops/ops.h"
+
+namespace engine {
+
+class CpuOps final : public Ops {
+ public:
+  explicit CpuOps(int threads);
+
+  // DenseOps
+  void embed(View ids, View table, View out) override;
+  void rmsnorm(View x, View weight, float eps, View out) override;
+  void matmul(View x, View w, View out, bool accumulate) override;
+  void silu_mul(View gate, View up, View out) override;
+  void convert(View in, View out) override;
+  void row_nll(View logits, View target, View nll) override;
+  void row_argmax(View logits, View out) override;
+  std::int64_t count_nonfinite(View x) override;
+  void square_sums(View a, View b, View out) override;
+  void fill_bell(View out, std::uint64_t seed, std::uint64_t stream, float scale,
+                 float shift) override;
+  void zero(View out) override;
+
+  // AttnOps
+  void rope(View x, std::int64_t head_dim, View cos, View sin, Positions positions) override;
+  void attention(View q, View k, View v, const AttnShape& shape, std::int64_t batch, View out,
+                 View workspace) override;
+  [[nodiscard]] std::int64_t attention_workspace_bytes(const AttnShape& shape, std::int64_t batch,
+                                                       std::int64_t q_len,
+                                                       std::int64_t kv_len) const override;
+
+  // QuantOps
+  void find_grid(View w, const GridSpec& spec, View scales, View zeros) override;
+  void quantize_codes(View w, const GridSpec& spec, View scales, View zeros, View column_group,
+                      View codes) override;
+  void dequantize_codes(View codes, const GridSpec& spec, View scales, View zeros,
+                        View column_group, View perm, View out) override;
+  void pack_codes(View codes, int bits, View packed) override;
+  void unpack_codes(View packed, int bits, View codes) override;
+  void gram(View x, View h) override;
+  void diagonal(View h, View out) override;
+  void damp_hessian(View h, View perm, double scale, double damp, View a, View dead,
+                    View damping) override;
+  [[nodiscard]] bool factor_upper(View a, View workspace) override;
+  [[nodiscard]] std::int64_t factor_workspace_bytes(std::int64_t d, DType dtype) override;
+  void gather_columns(View in, View perm, View dead, View out) override;
+  void gptq_sweep(const GptqProblem& problem) override;
+  [[nodiscard]] std::int64_t gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
+                                                  std::int64_t block, DType factor) override;
+
+  // Ops
+  [[nodiscard]] DeviceKind kind() const override { return DeviceKind::cpu; }
+  [[nodiscard]] DeviceInfo info() override;
+  [[nodiscard]] RawMemory& memory() override;
+  [[nodiscard]] RawMemory& staging_memory() override;
+  void upload(View host, View device) override;
+  void download(View device, View host) override;
+  void copy(View from, View to) override;
+  void synchronize() override;
+  [[nodiscard]] std::int64_t mark() override;
+  [[nodiscard]] double elapsed_ms(std::int64_t from, std::int64_t to) override;
+
+ private:
+  ThreadPool pool_;
+  std::vector<std::chrono::steady_clock::time_point> marks_;
+};
+
+}  // namespace engine

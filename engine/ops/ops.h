@@ -1,0 +1,57 @@
+// The op contract: what a backend must implement. A missing half does not compile.
+//
+// Ops run in order on the backend's one stream; they return before the work is done unless a line
+// says "Synchronises". Shapes are checked on the host (REQUIRE); outputs never alias inputs unless
+// a line allows it.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/core/memory.h"
+#include "engine/ops/attn_ops.h"
+#include "engine/ops/dense_ops.h"
+#include "engine/ops/quant_ops.h"
+
+namespace engine {
+
+struct DeviceInfo {
+  std::string name;      // "cpu", "cuda:0"
+  std::string model;     // "AMD EPYC ...", "NVIDIA H200"
+  std::string features;  // "avx512, 2 threads"; "sm_90, driver 13.0, 132 multiprocessors"
+  std::int64_t total_bytes = 0;
+  std::int64_t free_bytes = 0;  // as the driver (or the system) reports it now
+};
+
+class Ops : public DenseOps, public AttnOps, public QuantOps {
+ public:
+  [[nodiscard]] virtual DeviceKind kind() const = 0;
+  [[nodiscard]] virtual DeviceInfo info() = 0;
+  [[nodiscard]] virtual RawMemory& memory() = 0;          // the device's own
+  [[nodiscard]] virtual RawMemory& staging_memory() = 0;  // host memory that copies fast
+
+  // Copies between host and device views of one shape and dtype (contiguous rows, any stride).
+  // upload may return before the copy is done: the source must stay until synchronize().
+  // download synchronises.
+  virtual void upload(View host, View device) = 0;
+  virtual void download(View device, View host) = 0;
+  virtual void copy(View from, View to) = 0;  // device to device
+  virtual void synchronize() = 0;
+
+  // A point in the stream, for timing. elapsed_ms waits for `to`.
+  [[nodiscard]] virtual std::int64_t mark() = 0;
+  [[nodiscard]] virtual double elapsed_ms(std::int64_t from, std::int64_t to) = 0;
+};
+
+// threads 0: as many as the machine has. The ledger counts the backend's own workspaces and must
+// outlive it.
+std::unique_ptr<Ops> make_cpu_ops(Ledger& ledger, int threads);
+// Throws Error(device) "built without CUDA", or that there is no such device.
+std::unique_ptr<Ops> make_cuda_ops(Ledger& ledger, int device_index);
+// The devices that make_cuda_ops would take; 0 without CUDA or without a GPU.
+int cuda_device_count();
+
+// "cpu" or "cuda:N"; throws Error(usage) for anything else.
+std::unique_ptr<Ops> make_ops(const std::string& device, Ledger& ledger, int threads);
+
+}  // namespace engine

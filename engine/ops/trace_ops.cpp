@@ -1,0 +1,269 @@
+#include "engine/ops/trace_ops.h"
+
+namespace engine {
+
+namespace {
+
+// Far below the number of marks that a backend keeps.
+constexpr std::size_t max_spans = 2048;
+
+}  // namespace
+
+const std::vector<std::string>& TraceOps::op_names() {
+  static const std::vector<std::string> names = {"attention",
+                                                 "attention_workspace_bytes",
+                                                 "convert",
+                                                 "copy",
+                                                 "count_nonfinite",
+                                                 "damp_hessian",
+                                                 "dequantize_codes",
+                                                 "diagonal",
+                                                 "download",
+                                                 "elapsed_ms",
+                                                 "embed",
+                                                 "factor_upper",
+                                                 "factor_workspace_bytes",
+                                                 "fill_bell",
+                                                 "find_grid",
+                                                 "gather_columns",
+                                                 "gptq_sweep",
+                                                 "gptq_workspace_bytes",
+                                                 "gram",
+                                                 "mark",
+                                                 "matmul",
+                                                 "pack_codes",
+                                                 "quantize_codes",
+                                                 "rmsnorm",
+                                                 "rope",
+                                                 "row_argmax",
+                                                 "row_nll",
+                                                 "silu_mul",
+                                                 "square_sums",
+                                                 "synchronize",
+                                                 "unpack_codes",
+                                                 "upload",
+                                                 "zero"};
+  return names;
+}
+
+TraceOps::TraceOps(Ops& ops, bool time) : ops_(ops), time_(time) { reset(); }
+
+void TraceOps::reset() {
+  spans_.clear();
+  for (const std::string& name : op_names()) stats_[name] = OpStats{};
+}
+
+OpStats& TraceOps::entry(const char* name) const {
+  const auto found = stats_.find(name);
+  REQUIRE(found != stats_.end(), std::string("op_names() lacks ") + name);
+  return found->second;
+}
+
+template <class Call>
+void TraceOps::run(const char* name, const OpCost& cost, Call&& call) {
+  OpStats& s = entry(name);
+  const std::int64_t from = time_ ? ops_.mark() : 0;
+  call();
+  if (time_) {
+    spans_.push_back({&s, from, ops_.mark()});
+    if (spans_.size() >= max_spans) resolve_spans();
+  }
+  ++s.calls;
+  s.bytes += cost.bytes;
+  s.flops += cost.flops;
+}
+
+void TraceOps::resolve_spans() {
+  for (const Span& span : spans_) span.stats->ms += ops_.elapsed_ms(span.from, span.to);
+  spans_.clear();
+}
+
+std::map<std::string, OpStats> TraceOps::stats() {
+  resolve_spans();
+  return stats_;
+}
+
+Json TraceOps::to_json() {
+  Json out = Json::object();
+  for (const auto& [name, s] : stats()) {
+    if (s.calls == 0) continue;
+    Json& op = out[name];
+    op["calls"] = s.calls;
+    op["bytes"] = s.bytes;
+    op["flops"] = s.flops;
+    if (!time_) continue;
+    op["ms"] = s.ms;
+    if (s.ms > 0) {
+      op["gb_per_s"] = static_cast<double>(s.bytes) / s.ms * 1e-6;
+      op["gflop_per_s"] = static_cast<double>(s.flops) / s.ms * 1e-6;
+    }
+  }
+  return out;
+}
+
+// DenseOps
+
+void TraceOps::embed(View ids, View table, View out) {
+  run("embed", cost::embed(ids, out), [&] { ops_.embed(ids, table, out); });
+}
+
+void TraceOps::rmsnorm(View x, View weight, float eps, View out) {
+  run("rmsnorm", cost::rmsnorm(x, weight, out), [&] { ops_.rmsnorm(x, weight, eps, out); });
+}
+
+void TraceOps::matmul(View x, View w, View out, bool accumulate) {
+  run("matmul", cost::matmul(x, w, out, accumulate), [&] { ops_.matmul(x, w, out, accumulate); });
+}
+
+void TraceOps::silu_mul(View gate, View up, View out) {
+  run("silu_mul", cost::silu_mul(gate, up, out), [&] { ops_.silu_mul(gate, up, out); });
+}
+
+void TraceOps::convert(View in, View out) {
+  run("convert", cost::pass({in, out}), [&] { ops_.convert(in, out); });
+}
+
+void TraceOps::row_nll(View logits, View target, View nll) {
+  run("row_nll", cost::row_nll(logits, target, nll), [&] { ops_.row_nll(logits, target, nll); });
+}
+
+void TraceOps::row_argmax(View logits, View out) {
+  run("row_argmax", cost::pass({logits, out}), [&] { ops_.row_argmax(logits, out); });
+}
+
+std::int64_t TraceOps::count_nonfinite(View x) {
+  std::int64_t count = 0;
+  run("count_nonfinite", cost::pass({x}), [&] { count = ops_.count_nonfinite(x); });
+  return count;
+}
+
+void TraceOps::square_sums(View a, View b, View out) {
+  run("square_sums", cost::square_sums(a, b, out), [&] { ops_.square_sums(a, b, out); });
+}
+
+void TraceOps::fill_bell(View out, std::uint64_t seed, std::uint64_t stream, float scale,
+                         float shift) {
+  run("fill_bell", cost::pass({out}, 2), [&] { ops_.fill_bell(out, seed, stream, scale, shift); });
+}
+
+void TraceOps::zero(View out) {
+  run("zero", cost::pass({out}), [&] { ops_.zero(out); });
+}
+
+// AttnOps
+
+void TraceOps::rope(View x, std::int64_t head_dim, View cos, View sin, Positions positions) {
+  run("rope", cost::rope(x, cos, sin, positions),
+      [&] { ops_.rope(x, head_dim, cos, sin, positions); });
+}
+
+void TraceOps::attention(View q, View k, View v, const AttnShape& shape, std::int64_t batch,
+                         View out, View workspace) {
+  run("attention", cost::attention(q, k, v, out, shape, batch),
+      [&] { ops_.attention(q, k, v, shape, batch, out, workspace); });
+}
+
+std::int64_t TraceOps::attention_workspace_bytes(const AttnShape& shape, std::int64_t batch,
+                                                 std::int64_t q_len, std::int64_t kv_len) const {
+  ++entry("attention_workspace_bytes").calls;
+  return ops_.attention_workspace_bytes(shape, batch, q_len, kv_len);
+}
+
+// QuantOps
+
+void TraceOps::find_grid(View w, const GridSpec& spec, View scales, View zeros) {
+  run("find_grid", cost::find_grid(w, spec, scales, zeros),
+      [&] { ops_.find_grid(w, spec, scales, zeros); });
+}
+
+void TraceOps::quantize_codes(View w, const GridSpec& spec, View scales, View zeros,
+                              View column_group, View codes) {
+  run("quantize_codes", cost::quantize_codes(w, scales, zeros, column_group, codes),
+      [&] { ops_.quantize_codes(w, spec, scales, zeros, column_group, codes); });
+}
+
+void TraceOps::dequantize_codes(View codes, const GridSpec& spec, View scales, View zeros,
+                                View column_group, View perm, View out) {
+  run("dequantize_codes", cost::dequantize_codes(codes, scales, zeros, column_group, perm, out),
+      [&] { ops_.dequantize_codes(codes, spec, scales, zeros, column_group, perm, out); });
+}
+
+void TraceOps::pack_codes(View codes, int bits, View packed) {
+  run("pack_codes", cost::pass({codes, packed}), [&] { ops_.pack_codes(codes, bits, packed); });
+}
+
+void TraceOps::unpack_codes(View packed, int bits, View codes) {
+  run("unpack_codes", cost::pass({packed, codes}), [&] { ops_.unpack_codes(packed, bits, codes); });
+}
+
+void TraceOps::gram(View x, View h) {
+  run("gram", cost::gram(x, h), [&] { ops_.gram(x, h); });
+}
+
+void TraceOps::diagonal(View h, View out) {
+  run("diagonal", cost::diagonal(out), [&] { ops_.diagonal(h, out); });
+}
+
+void TraceOps::damp_hessian(View h, View perm, double scale, double damp, View a, View dead,
+                            View damping) {
+  run("damp_hessian", cost::damp_hessian(h, perm, a, dead, damping),
+      [&] { ops_.damp_hessian(h, perm, scale, damp, a, dead, damping); });
+}
+
+bool TraceOps::factor_upper(View a, View workspace) {
+  bool positive_definite = false;
+  run("factor_upper", cost::factor_upper(a),
+      [&] { positive_definite = ops_.factor_upper(a, workspace); });
+  return positive_definite;
+}
+
+std::int64_t TraceOps::factor_workspace_bytes(std::int64_t d, DType dtype) {
+  ++entry("factor_workspace_bytes").calls;
+  return ops_.factor_workspace_bytes(d, dtype);
+}
+
+void TraceOps::gather_columns(View in, View perm, View dead, View out) {
+  run("gather_columns", cost::pass({in, perm, dead, out}),
+      [&] { ops_.gather_columns(in, perm, dead, out); });
+}
+
+void TraceOps::gptq_sweep(const GptqProblem& problem) {
+  run("gptq_sweep", cost::gptq_sweep(problem), [&] { ops_.gptq_sweep(problem); });
+}
+
+std::int64_t TraceOps::gptq_workspace_bytes(std::int64_t rows, std::int64_t d, std::int64_t block,
+                                            DType factor) {
+  ++entry("gptq_workspace_bytes").calls;
+  return ops_.gptq_workspace_bytes(rows, d, block, factor);
+}
+
+// Ops
+
+void TraceOps::upload(View host, View device) {
+  run("upload", {device.bytes(), 0}, [&] { ops_.upload(host, device); });
+}
+
+void TraceOps::download(View device, View host) {
+  run("download", {device.bytes(), 0}, [&] { ops_.download(device, host); });
+}
+
+void TraceOps::copy(View from, View to) {
+  run("copy", cost::pass({from, to}), [&] { ops_.copy(from, to); });
+}
+
+void TraceOps::synchronize() {
+  ops_.synchronize();
+  ++entry("synchronize").calls;
+}
+
+std::int64_t TraceOps::mark() {
+  ++entry("mark").calls;
+  return ops_.mark();
+}
+
+double TraceOps::elapsed_ms(std::int64_t from, std::int64_t to) {
+  ++entry("elapsed_ms").calls;
+  return ops_.elapsed_ms(from, to);
+}
+
+}  // namespace engine

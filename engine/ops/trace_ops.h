@@ -1,0 +1,115 @@
+// A decorator that counts what passes through a backend: calls, the bytes and flops that each call
+// must cost (engine/ops/cost.h) and, if asked, the time on the device.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/ops/cost.h"
+#include "engine/ops/ops.h"
+#include "formats/json.h"
+
+namespace engine {
+
+struct OpStats {
+  std::int64_t calls = 0;
+  std::int64_t bytes = 0;
+  std::int64_t flops = 0;
+  double ms = 0;  // 0 unless timed
+};
+
+class TraceOps final : public Ops {
+ public:
+  // `ops` must outlive this. With `time`, each op that does work on the device stands between two
+  // marks; the marks are read when stats are asked for, and now and then when many have gathered
+  // (a backend keeps a bounded number of them). Reading them waits for the device.
+  explicit TraceOps(Ops& ops, bool time = false);
+
+  // Every op of the contract by its name: all virtual functions of Ops except the four that only
+  // describe the device (kind, info, memory, staging_memory). Sorted.
+  static const std::vector<std::string>& op_names();
+
+  // One entry for every name, ops never called included. A call that threw is not counted.
+  std::map<std::string, OpStats> stats();
+  // {"matmul": {"calls", "bytes", "flops"[, "ms", "gb_per_s", "gflop_per_s"]}, ...}: the ops that
+  // were called; the last three only when timed.
+  Json to_json();
+  // Forgets everything counted so far.
+  void reset();
+
+  // DenseOps
+  void embed(View ids, View table, View out) override;
+  void rmsnorm(View x, View weight, float eps, View out) override;
+  void matmul(View x, View w, View out, bool accumulate) override;
+  void silu_mul(View gate, View up, View out) override;
+  void convert(View in, View out) override;
+  void row_nll(View logits, View target, View nll) override;
+  void row_argmax(View logits, View out) override;
+  std::int64_t count_nonfinite(View x) override;
+  void square_sums(View a, View b, View out) override;
+  void fill_bell(View out, std::uint64_t seed, std::uint64_t stream, float scale,
+                 float shift) override;
+  void zero(View out) override;
+
+  // AttnOps
+  void rope(View x, std::int64_t head_dim, View cos, View sin, Positions positions) override;
+  void attention(View q, View k, View v, const AttnShape& shape, std::int64_t batch, View out,
+                 View workspace) override;
+  [[nodiscard]] std::int64_t attention_workspace_bytes(const AttnShape& shape, std::int64_t batch,
+                                                       std::int64_t q_len,
+                                                       std::int64_t kv_len) const override;
+
+  // QuantOps
+  void find_grid(View w, const GridSpec& spec, View scales, View zeros) override;
+  void quantize_codes(View w, const GridSpec& spec, View scales, View zeros, View column_group,
+                      View codes) override;
+  void dequantize_codes(View codes, const GridSpec& spec, View scales, View zeros,
+                        View column_group, View perm, View out) override;
+  void pack_codes(View codes, int bits, View packed) override;
+  void unpack_codes(View packed, int bits, View codes) override;
+  void gram(View x, View h) override;
+  void diagonal(View h, View out) override;
+  void damp_hessian(View h, View perm, double scale, double damp, View a, View dead,
+                    View damping) override;
+  [[nodiscard]] bool factor_upper(View a, View workspace) override;
+  [[nodiscard]] std::int64_t factor_workspace_bytes(std::int64_t d, DType dtype) override;
+  void gather_columns(View in, View perm, View dead, View out) override;
+  void gptq_sweep(const GptqProblem& problem) override;
+  [[nodiscard]] std::int64_t gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
+                                                  std::int64_t block, DType factor) override;
+
+  // Ops
+  [[nodiscard]] DeviceKind kind() const override { return ops_.kind(); }
+  [[nodiscard]] DeviceInfo info() override { return ops_.info(); }
+  [[nodiscard]] RawMemory& memory() override { return ops_.memory(); }
+  [[nodiscard]] RawMemory& staging_memory() override { return ops_.staging_memory(); }
+  void upload(View host, View device) override;
+  void download(View device, View host) override;
+  void copy(View from, View to) override;
+  void synchronize() override;
+  [[nodiscard]] std::int64_t mark() override;
+  [[nodiscard]] double elapsed_ms(std::int64_t from, std::int64_t to) override;
+
+ private:
+  struct Span {
+    OpStats* stats;
+    std::int64_t from;
+    std::int64_t to;
+  };
+  // The entry of a name in op_names(); anything else is an internal error.
+  OpStats& entry(const char* name) const;
+  // Runs `call` as the op `name`, between two marks when timing.
+  template <class Call>
+  void run(const char* name, const OpCost& cost, Call&& call);
+  void resolve_spans();
+
+  Ops& ops_;
+  const bool time_;
+  mutable std::map<std::string, OpStats> stats_;  // the workspace query is const and counted too
+  std::vector<Span> spans_;
+};
+
+}  // namespace engine

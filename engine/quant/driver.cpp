@@ -1,0 +1,278 @@
+#include "engine/quant/driver.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <thread>
+
+#include "engine/core/interrupt.h"
+#include "engine/core/progress.h"
+#include "engine/model/install.h"
+#include "engine/quant/model_writer.h"
+
+namespace engine {
+namespace {
+
+// The run as one function over an arena: on a measuring arena it only takes memory, which is the
+// plan; on the real one it does the work with exactly those takings.
+class Run {
+ public:
+  Run(const QuantizeJob& job, Arena& arena, ModelWriter* writer, Report* report)
+      : job_(job),
+        ops_(*job.ops),
+        arena_(arena),
+        config_(job.source->config()),
+        needs_(job.method->needs()),
+        loader_(ops_, *job.ledger, arena),
+        writer_(writer),
+        report_(report) {}
+
+  void run();
+
+ private:
+  struct Hessians {
+    std::array<View, tap_count> of{};
+  };
+
+  [[nodiscard]] bool dry() const { return arena_.is_measuring(); }
+  [[nodiscard]] std::int64_t block_count() const {
+    return job_.blocks > 0 ? job_.blocks : config_.layers;
+  }
+  View make_hessian(Tap tap) {
+    const std::int64_t d = tap_width(config_, tap);
+    const View h = arena_.make(MemTag::stats, DType::f32, d, d);
+    if (!dry()) ops_.zero(h);
+    return h;
+  }
+  void run_block(std::int64_t layer);
+  void collect(std::span<const Tap> taps, const Hessians& hessians, bool with_output);
+  void quantize_tap(std::int64_t layer, Tap tap, const View& hessian);
+  void advance_stream(std::int64_t layer, bool measure);
+  void resume_block(std::int64_t layer);
+  StreamPass stream_pass();
+
+  template <class F>
+  void timed(const char* phase, F&& work) {
+    if (dry()) {
+      work();
+      return;
+    }
+    const PhaseTimer timer(*report_, phase);
+    work();
+    ops_.synchronize();
+  }
+
+  const QuantizeJob& job_;
+  Ops& ops_;
+  Arena& arena_;
+  const ModelConfig& config_;
+  Needs needs_;
+  Loader loader_;
+  ModelWriter* writer_;
+  Report* report_;
+
+  std::int64_t batch_ = 1;
+  View hidden_;     // [windows * seq, hidden]
+  View reference_;  // first batch's full-precision outputs of the current block
+  RopeTable rope_;
+  BlockWeights weights_;
+};
+
+StreamPass Run::stream_pass() {
+  StreamPass pass{.run = {.ops = ops_, .config = config_, .rope = rope_},
+                  .weights = weights_,
+                  .scratch = make_block_scratch(arena_, ops_, config_, job_.dtype, batch_,
+                                                job_.calibration.seq, job_.calibration.seq),
+                  .seq = job_.calibration.seq,
+                  .batch = batch_};
+  return pass;
+}
+
+void Run::run() {
+  const TokenWindows& tokens = job_.calibration;
+  if (needs_.hessian) {
+    batch_ = job_.batch > 0 ? std::min(job_.batch, tokens.windows)
+                            : default_batch(ops_.kind(), tokens.seq, tokens.windows);
+    hidden_ = arena_.make(MemTag::hidden_stream, job_.dtype, tokens.rows(), config_.hidden);
+    reference_ =
+        arena_.make(MemTag::hidden_stream, job_.dtype, batch_ * tokens.seq, config_.hidden);
+    rope_ = make_rope_table(arena_, ops_, config_, tokens.seq);
+    timed("embed", [&] { embed_stream(*job_.source, loader_, tokens, hidden_); });
+  }
+  weights_ = make_block_weights(arena_, config_, job_.dtype);
+
+  if (dry()) {
+    run_block(0);
+    job_.source->plan_load(arena_);
+    return;
+  }
+  Progress progress("quantize", block_count());
+  for (std::int64_t layer = 0; layer < block_count(); ++layer) {
+    check_interrupt();
+    progress.advance(0, "block " + std::to_string(layer));
+    if (layer < writer_->finished_blocks()) {
+      resume_block(layer);
+    } else {
+      run_block(layer);
+      timed("write", [&] { writer_->finish_block(layer, loader_); });
+    }
+    progress.advance(1);
+  }
+  timed("write", [&] { writer_->write_outer_tensors(loader_); });
+}
+
+// Accumulates x^T x of each tap from one pass over the stream.
+void Run::collect(std::span<const Tap> taps, const Hessians& hessians, bool with_output) {
+  const Arena::Scope scope(arena_);
+  const StreamPass pass = stream_pass();
+  const View copy = arena_.make(MemTag::activations, job_.dtype, batch_ * pass.seq, config_.hidden);
+  if (dry()) return;
+  const Tap last = taps.back();
+  bool whole = with_output;  // the first batch runs to the end, for the block's reference output
+  capture(
+      pass, hidden_, copy,
+      [&](Tap tap, const View& x) {
+        if (std::find(taps.begin(), taps.end(), tap) != taps.end()) {
+          ops_.gram(x, hessians.of[static_cast<std::size_t>(tap)]);
+        }
+        return whole || tap != last;
+      },
+      [&](std::int64_t first, const View& out) {
+        if (first == 0 && with_output) ops_.copy(out, reference_.row_range(0, out.rows));
+        whole = false;
+      });
+}
+
+void Run::quantize_tap(std::int64_t layer, Tap tap, const View& hessian) {
+  const Arena::Scope scope(arena_);
+  GroupPass pass{.ops = ops_,
+                 .arena = arena_,
+                 .ledger = *job_.ledger,
+                 .config = config_,
+                 .layer = layer,
+                 .tap = tap,
+                 .sites = {},
+                 .hessian = hessian,
+                 .sequences = job_.calibration.windows};
+  for (const Site s : all_sites) {
+    if (tap_of(s) == tap) pass.sites.push_back({s, weights_[s]});
+  }
+  std::vector<SiteResult> results;
+  {
+    const Arena::Scope solver(arena_);
+    timed("solve", [&] { results = job_.method->quantize_group(pass); });
+  }
+  REQUIRE(results.size() == pass.sites.size(), "one result per site");
+  const View sums = arena_.make(MemTag::solver, DType::f64, 1, 2);
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    const SiteTask& task = pass.sites[i];
+    const std::string name = linear_name(layer, task.site);
+    const Arena::Scope site_scope(arena_);
+    // From here on the block uses what the planes decode to, in place of the original.
+    const View decoded =
+        arena_.make(MemTag::solver, job_.dtype, task.weight.rows, task.weight.cols);
+    install_linear(results[i].weight, name, loader_, decoded);
+    if (dry()) continue;
+    timed("install", [&] {
+      ops_.square_sums(task.weight, decoded, sums);
+      double host[2];
+      ops_.download(sums, host_view(host, 1, 2));
+      const double error = host[1] > 0 ? host[0] / host[1] : 0.0;
+      if (!std::isfinite(error)) {
+        throw Error(ErrorCode::numeric, name + ": the quantized weights are not finite");
+      }
+      results[i].details["relative_error"] = error;
+      ops_.copy(decoded, task.weight);
+    });
+    timed("write", [&] { writer_->add_linear(name, results[i]); });
+  }
+}
+
+void Run::advance_stream(std::int64_t layer, bool measure) {
+  const Arena::Scope scope(arena_);
+  const StreamPass pass = stream_pass();
+  const View sums = arena_.make(MemTag::solver, DType::f64, 1, 2);
+  if (dry()) return;
+  propagate(pass, hidden_);
+  check_stream(ops_, hidden_, "layers." + std::to_string(layer));
+  if (!measure) return;
+  const std::int64_t rows = reference_.rows;
+  ops_.square_sums(reference_, hidden_.row_range(0, rows), sums);
+  double host[2];
+  ops_.download(sums, host_view(host, 1, 2));
+  writer_->note_block(layer, host[1] > 0 ? host[0] / host[1] : 0.0);
+}
+
+void Run::run_block(std::int64_t layer) {
+  if (!dry()) timed("load", [&] { load_block(*job_.source, layer, loader_, weights_); });
+  if (!needs_.hessian) {
+    for (const Tap tap : all_taps) quantize_tap(layer, tap, View{});
+    return;
+  }
+  if (needs_.tap_order) {
+    for (const Tap tap : all_taps) {
+      const Arena::Scope scope(arena_);
+      Hessians hessians;
+      hessians.of[static_cast<std::size_t>(tap)] = make_hessian(tap);
+      const Tap only[] = {tap};
+      timed("capture", [&] { collect(only, hessians, tap == Tap::attn_in); });
+      check_interrupt();
+      quantize_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
+    }
+  } else {
+    const Arena::Scope scope(arena_);
+    Hessians hessians;
+    for (const Tap tap : all_taps) hessians.of[static_cast<std::size_t>(tap)] = make_hessian(tap);
+    timed("capture", [&] { collect(all_taps, hessians, true); });
+    for (const Tap tap : all_taps) {
+      check_interrupt();
+      quantize_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
+    }
+  }
+  timed("propagate", [&] { advance_stream(layer, true); });
+}
+
+void Run::resume_block(std::int64_t layer) {
+  if (!needs_.hessian) return;  // nothing flows from block to block
+  timed("replay", [&] {
+    load_block(*job_.source, layer, loader_, weights_);
+    for (const Site s : all_sites) writer_->install(linear_name(layer, s), loader_, weights_[s]);
+    advance_stream(layer, false);
+  });
+}
+
+}  // namespace
+
+MemoryPlan plan_quantize(const QuantizeJob& job) {
+  Arena arena = Arena::measuring(job.ops->kind());
+  Run(job, arena, nullptr, nullptr).run();
+  return {arena.peak(), arena.tag_peaks()};
+}
+
+void quantize(const QuantizeJob& job, Report& report) {
+  const MemoryPlan plan = plan_quantize(job);
+  Json& planned = report["plan"];
+  planned["device_bytes"] = plan.device_bytes;
+  for (std::size_t t = 0; t < mem_tag_count; ++t) {
+    if (plan.by_tag[t] > 0) planned[mem_tag_name(static_cast<MemTag>(t))] = plan.by_tag[t];
+  }
+  ModelWriter writer(job);
+  try {
+    Arena arena(job.ops->memory(), *job.ledger, plan.device_bytes);
+    Run(job, arena, &writer, &report).run();
+    REQUIRE(arena.peak() <= plan.device_bytes, "the plan was exceeded");
+    planned["arena_peak_bytes"] = arena.peak();
+    const PhaseTimer timer(report, "write");
+    writer.finish(report);
+  } catch (const Error& e) {
+    if (e.code() == ErrorCode::interrupted && writer.finished_blocks() > 0) {
+      writer.keep_for_resume();
+      throw Error(ErrorCode::interrupted,
+                  std::string(e.what()) + " after " + std::to_string(writer.finished_blocks()) +
+                      " finished blocks; run the same command with --resume to continue");
+    }
+    throw;
+  }
+}
+
+}  // namespace engine

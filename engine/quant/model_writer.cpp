@@ -1,0 +1,218 @@
+#include "engine/quant/model_writer.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "engine/model/install.h"
+#include "engine/quant/driver.h"
+#include "engine/weight/bits.h"
+#include "engine/weight/pattern.h"
+
+namespace engine {
+namespace {
+
+PackedWriterOptions writer_options(const QuantizeJob& job) {
+  PackedWriterOptions options;
+  options.compress.level = job.zstd_level;
+  options.compress.threads = job.threads > 0 ? static_cast<unsigned>(job.threads)
+                                             : std::max(1U, std::thread::hardware_concurrency());
+  options.discard_unfinished = !job.resume;
+  return options;
+}
+
+std::span<const std::byte> bytes_of(const Plane& plane) {
+  return {static_cast<const std::byte*>(plane.data.data),
+          static_cast<std::size_t>(plane.raw_bytes())};
+}
+
+}  // namespace
+
+ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source->config()) {
+  if (job.blocks > 0) config_.layers = job.blocks;
+  identity_["engine"] = engine_version;
+  identity_["config"] = Json::parse(config_to_json(config_));
+  identity_["source"] = job.source->describe();
+  identity_["method"] = job.method->name();
+  identity_["options"] = job.method->options();
+  identity_["compute_dtype"] = dtype_name(job.dtype);
+  identity_["device"] = job.ops->kind() == DeviceKind::cpu ? "cpu" : "cuda";
+  identity_["calibration"] = job.calibration_protocol;
+
+  if (!job.resume) {
+    writer_.emplace(job.out, writer_options(job));
+    return;
+  }
+  auto resumed = PackedWriter::resume(job.out, writer_options(job));
+  if (!resumed) {
+    throw Error(ErrorCode::usage, job.out.string() + ": nothing to resume: there is no " +
+                                      job.out.filename().string() + ".journal beside it");
+  }
+  // From here on a failure must not destroy what the earlier run left.
+  resumed->writer.keep_for_resume();
+  for (const auto& [key, value] : identity_.items()) {
+    const Json found =
+        resumed->state.contains("identity") ? resumed->state["identity"][key] : Json();
+    if (found != value) {
+      throw Error(ErrorCode::mismatch, job.out.string() + ": --resume: " + key + ": expected " +
+                                           describe(found) + " as in the unfinished file, found " +
+                                           describe(value));
+    }
+  }
+  finished_ = resumed->state["finished"].get<std::int64_t>();
+  linears_ = resumed->state["linears"];
+  dense_ = resumed->state["dense"];
+  blocks_ = resumed->state["blocks"];
+  writer_.emplace(std::move(resumed->writer));
+}
+
+void ModelWriter::install(const std::string& name, Loader& loader, View out) const {
+  PackedLinear linear = parse_linear_entry(linears_.at(name), job_.out.string(), "linears." + name);
+  std::vector<Buffer> storage;
+  for (std::size_t i = 0; i < linear.planes.size(); ++i) {
+    Plane& plane = linear.weight.planes[i];
+    storage.emplace_back(host_memory(), loader.ledger(), MemTag::staging, DType::u8, 1,
+                         plane.raw_bytes());
+    plane.data = storage.back().view();
+    writer_->read_plane(linear.planes[i], {static_cast<std::byte*>(plane.data.data),
+                                           static_cast<std::size_t>(plane.raw_bytes())});
+  }
+  install_linear(linear.weight, name, loader, out);
+}
+
+void ModelWriter::add_linear(const std::string& name, const SiteResult& result) {
+  std::vector<std::uint32_t> ids;
+  std::uint64_t on_disk = 0;
+  for (const Plane& plane : result.weight.planes) {
+    ids.push_back(writer_->add_plane(name + "." + plane.role, bytes_of(plane)));
+    on_disk += writer_->planes()[ids.back()].stored_bytes();
+  }
+  const WeightBits bits = weight_bits(result.weight);
+  Json entry = linear_entry(result.weight, ids);
+  entry["outcome"] = result.outcome;
+  for (const auto& [key, value] : result.details.items()) entry[key] = value;
+  entry["bits_nominal"] = bits.nominal;
+  entry["bits_stored"] = bits.stored;
+  entry["bytes_stored"] = stored_bytes(result.weight);
+  entry["bytes_on_disk"] = on_disk;
+  linears_[name] = std::move(entry);
+}
+
+void ModelWriter::note_block(std::int64_t layer, double relative_error) {
+  Json row;
+  row["block"] = layer;
+  row["output_relative_error"] = relative_error;
+  blocks_.push_back(row);
+}
+
+void ModelWriter::add_dense(const std::string& name, Loader& loader) {
+  const DenseInfo info = job_.source->dense_info(name);
+  const std::int64_t bytes =
+      info.rows * info.cols * static_cast<std::int64_t>(dtype_bytes(info.dtype));
+  const Buffer raw(host_memory(), *job_.ledger, MemTag::staging, DType::u8, 1, bytes);
+  const std::span<std::byte> span(static_cast<std::byte*>(raw.view().data),
+                                  static_cast<std::size_t>(bytes));
+  job_.source->read_raw(name, loader, span);
+  Json entry;
+  entry["plane"] = writer_->add_plane(name, span);
+  entry["dtype"] = dtype_name(info.dtype);
+  entry["rows"] = info.rows;
+  entry["cols"] = info.cols;
+  dense_[name] = entry;
+}
+
+void ModelWriter::finish_block(std::int64_t layer, Loader& loader) {
+  const std::string prefix = "layers." + std::to_string(layer) + ".";
+  add_dense(prefix + "input_layernorm.weight", loader);
+  add_dense(prefix + "post_attention_layernorm.weight", loader);
+  finished_ = layer + 1;
+  Json state;
+  state["identity"] = identity_;
+  state["finished"] = finished_;
+  state["linears"] = linears_;
+  state["dense"] = dense_;
+  state["blocks"] = blocks_;
+  writer_->checkpoint(state);
+}
+
+void ModelWriter::write_outer_tensors(Loader& loader) {
+  add_dense("embed_tokens.weight", loader);
+  add_dense("norm.weight", loader);
+  if (!config_.tie_embeddings) add_dense("lm_head.weight", loader);
+}
+
+// Nominal, stored and on-disk bits per weight, for the quantized linears and for the whole model.
+Json ModelWriter::bits() const {
+  double weights = 0, nominal = 0;
+  std::int64_t stored = 0;
+  std::uint64_t on_disk = 0;
+  for (const auto& [name, entry] : linears_.items()) {
+    const double n = entry["weight"]["rows"].get<double>() * entry["weight"]["cols"].get<double>();
+    weights += n;
+    nominal += n * entry["bits_nominal"].get<double>();
+    stored += entry["bytes_stored"].get<std::int64_t>();
+    on_disk += entry["bytes_on_disk"].get<std::uint64_t>();
+  }
+  double all_weights = weights, all_nominal = nominal;
+  std::int64_t all_stored = stored;
+  std::uint64_t all_on_disk = on_disk;
+  for (const auto& [name, entry] : dense_.items()) {
+    const auto plane = entry["plane"].get<std::size_t>();
+    const std::uint64_t raw = writer_->planes()[plane].raw_bytes;
+    all_weights += entry["rows"].get<double>() * entry["cols"].get<double>();
+    all_nominal += static_cast<double>(raw) * 8;
+    all_stored += static_cast<std::int64_t>(raw);
+    all_on_disk += writer_->planes()[plane].stored_bytes();
+  }
+  const auto row = [](const char* what, double n, double nominal_bits, double stored_bytes,
+                      double disk_bytes) {
+    Json j;
+    j["what"] = what;
+    j["weights"] = static_cast<std::int64_t>(n);
+    j["bits_nominal"] = nominal_bits / n;
+    j["bits_stored"] = stored_bytes * 8 / n;
+    j["bits_on_disk"] = disk_bytes * 8 / n;
+    return j;
+  };
+  Json rows = Json::array();
+  rows.push_back(row("quantized linears", weights, nominal, static_cast<double>(stored),
+                     static_cast<double>(on_disk)));
+  rows.push_back(row("whole model", all_weights, all_nominal, static_cast<double>(all_stored),
+                     static_cast<double>(all_on_disk)));
+  return rows;
+}
+
+void ModelWriter::finish(Report& report) {
+  Json directory;
+  directory["kind"] = "lowbit-model";
+  directory["schema"] = 1;
+  for (const auto& [key, value] : identity_.items()) directory[key] = value;
+  const std::string tokenizer = job_.source->tokenizer_bytes();
+  if (!tokenizer.empty()) {
+    Json t;
+    t["name"] = job_.source->tokenizer_name();
+    t["plane"] = writer_->add_plane("tokenizer", std::as_bytes(std::span(tokenizer)));
+    directory["tokenizer"] = t;
+  }
+  directory["bits"] = bits();
+  directory["blocks"] = blocks_;
+  directory["dense"] = dense_;
+  directory["linears"] = linears_;
+  writer_->finish(directory);
+
+  report["bits"] = directory["bits"];
+  if (!blocks_.empty()) report["blocks"] = blocks_;
+  Json rows = Json::array();
+  for (const auto& [name, entry] : linears_.items()) {
+    Json row;
+    row["linear"] = name;
+    row["outcome"] = entry["outcome"];
+    row["relative_error"] = entry["relative_error"];
+    if (entry.contains("loss")) row["loss"] = entry["loss"];
+    row["bits_stored"] = entry["bits_stored"];
+    row["bytes_on_disk"] = entry["bytes_on_disk"];
+    rows.push_back(row);
+  }
+  report["linears"] = rows;
+}
+
+}  // namespace engine

@@ -1,0 +1,62 @@
+#include "engine/weight/plane_read.h"
+
+namespace engine {
+
+float read_float(const Plane& plane, std::int64_t r, std::int64_t c) {
+  REQUIRE(!plane.packed(), "a packed plane read as floats");
+  switch (plane.dtype) {
+    case DType::f32:
+      return read_element<float>(plane, r, c);
+    case DType::f16:
+      return to_float(read_element<f16>(plane, r, c));
+    case DType::bf16:
+      return to_float(read_element<bf16>(plane, r, c));
+    default:
+      throw Error(ErrorCode::internal,
+                  std::string("not a float plane: ") + dtype_name(plane.dtype));
+  }
+}
+
+std::int64_t read_integer(const Plane& plane, std::int64_t r, std::int64_t c) {
+  if (plane.packed()) return read_code(plane, r, c);
+  switch (plane.dtype) {
+    case DType::i16:
+      return read_element<std::int16_t>(plane, r, c);
+    case DType::i32:
+      return read_element<std::int32_t>(plane, r, c);
+    default:
+      throw Error(ErrorCode::internal,
+                  std::string("not an integer plane: ") + dtype_name(plane.dtype));
+  }
+}
+
+SupportMask::SupportMask(const LinearWeight& weight, const Support& support)
+    : rows_(weight.rows),
+      column_in_(static_cast<std::size_t>(weight.cols), support.columns != Select::in) {
+  columns_ = weight.cols;
+  if (support.columns != Select::all) {
+    const Plane& ids = weight.plane(support.columns_plane);
+    for (std::int64_t i = 0; i < ids.cols; ++i) {
+      column_in_[static_cast<std::size_t>(read_element<std::int32_t>(ids, 0, i))] =
+          support.columns == Select::in;
+    }
+    columns_ = support.columns == Select::in ? ids.cols : weight.cols - ids.cols;
+  }
+  if (support.bitmap != Select::all) {
+    bitmap_ = &weight.plane(support.bitmap_plane);
+    bitmap_value_ = support.bitmap == Select::in;
+  }
+}
+
+std::int64_t SupportMask::count() const {
+  if (bitmap_ == nullptr) return rows_ * columns_;
+  std::int64_t total = 0;
+  for (std::int64_t r = 0; r < rows_; ++r) {
+    for (std::int64_t c = 0; c < static_cast<std::int64_t>(column_in_.size()); ++c) {
+      total += test(r, c) ? 1 : 0;
+    }
+  }
+  return total;
+}
+
+}  // namespace engine

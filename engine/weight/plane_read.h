@@ -1,0 +1,63 @@
+// Element access to planes and supports: plain, one element at a time, for the reference codec.
+#pragma once
+
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "engine/weight/linear_weight.h"
+
+namespace engine {
+
+[[nodiscard]] inline const std::byte* plane_row(const Plane& plane, std::int64_t r) {
+  return static_cast<const std::byte*>(plane.data.data) + r * plane.row_bytes();
+}
+
+// Code c of row r of a packed plane.
+[[nodiscard]] inline unsigned read_code(const Plane& plane, std::int64_t r, std::int64_t c) {
+  const std::byte* row = plane_row(plane, r);
+  const std::int64_t first_bit = c * plane.bits;
+  const std::int64_t byte = first_bit / 8;
+  const auto shift = static_cast<unsigned>(first_bit % 8);
+  unsigned window = std::to_integer<unsigned>(row[byte]);
+  // A code of at most 8 bits touches at most two bytes; the second is read only if it is needed.
+  if (shift + static_cast<unsigned>(plane.bits) > 8) {
+    window |= std::to_integer<unsigned>(row[byte + 1]) << 8U;
+  }
+  return (window >> shift) & ((1U << static_cast<unsigned>(plane.bits)) - 1U);
+}
+
+template <class T>
+[[nodiscard]] T read_element(const Plane& plane, std::int64_t r, std::int64_t c) {
+  T value;  // by memcpy: a plane may lie at any address
+  std::memcpy(&value, plane_row(plane, r) + c * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+// An element of an f32, f16 or bf16 plane.
+[[nodiscard]] float read_float(const Plane& plane, std::int64_t r, std::int64_t c);
+
+// An element of a packed, i16 or i32 plane.
+[[nodiscard]] std::int64_t read_integer(const Plane& plane, std::int64_t r, std::int64_t c);
+
+// Walks the support of one term. The planes it names must have data and be validated.
+class SupportMask {
+ public:
+  SupportMask(const LinearWeight& weight, const Support& support);
+  [[nodiscard]] bool test(std::int64_t r, std::int64_t c) const {
+    if (!column_in_[static_cast<std::size_t>(c)]) return false;
+    if (bitmap_ == nullptr) return true;
+    return (read_code(*bitmap_, r, c) != 0) == bitmap_value_;
+  }
+  // Supported weights of the whole matrix.
+  [[nodiscard]] std::int64_t count() const;
+
+ private:
+  std::int64_t rows_;
+  std::vector<char> column_in_;
+  std::int64_t columns_ = 0;  // how many are in
+  const Plane* bitmap_ = nullptr;
+  bool bitmap_value_ = true;
+};
+
+}  // namespace engine
