@@ -18,7 +18,8 @@ compute_sanitizer = $(firstword $(shell command -v compute-sanitizer) \
 sources = $(shell find formats engine cuda eval bench vision tests -type f \
   '(' -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' ')' 2>/dev/null)
 
-.PHONY: all deps demo test test-gpu parity asan tsan sanitize-cuda fuzz conformance format tidy clean
+.PHONY: all deps demo test test-gpu parity asan tsan sanitize-cuda fuzz conformance data-given format tidy \
+  clean
 
 all:
 	$(configure) -B $(BUILD)
@@ -68,9 +69,11 @@ fuzz:
 	bash tests/fuzz/run.sh build-fuzz $(FUZZ_SECONDS)
 
 # Compares with public vocabularies and data sets in DATA, which this repository does not hold.
-conformance: all
-	$(if $(DATA),,$(error usage: make conformance DATA=dir))
+conformance: data-given all
 	$(BUILD)/conformance_tests --data $(DATA)
+
+data-given:
+	@test -d '$(DATA)' || { echo 'usage: make conformance DATA=dir' >&2; exit 2; }
 
 format:
 	.ci/deps lint
@@ -80,7 +83,8 @@ tidy:
 	.ci/deps lint
 	$(configure) -B $(BUILD)
 	find formats engine eval -name '*.cpp' -print0 | \
-	  xargs -0 -n 1 -P $(JOBS) clang-tidy --quiet -p $(BUILD)
+	  xargs -0 -n 1 -P $(JOBS) clang-tidy --quiet -p $(BUILD) \
+  --extra-arg=-Wno-unknown-warning-option
 
 clean:
 	rm -rf build build-asan build-tsan build-fuzz build-ci-results

@@ -1,9 +1,11 @@
 // engine ppl: perplexity of a checkpoint or a packed model on one or several texts.
 #include <chrono>
+#include <optional>
 
 #include "engine/cmd/commands.h"
 #include "engine/core/args.h"
 #include "engine/ops/peak.h"
+#include "engine/ops/trace_ops.h"
 #include "engine/quant/calibration.h"
 #include "eval/ppl.h"
 
@@ -71,6 +73,7 @@ void PplCommand::run() {
   if (limit_ < 0) {
     throw Error(ErrorCode::usage, "--limit: expected 0 or more, found " + std::to_string(limit_));
   }
+  check_batch(batch_);
   if (datasets_.size() > 1 && datasets_.size() != texts_.size()) {
     throw Error(ErrorCode::usage, "--dataset: expected one, or one for each of the " +
                                       std::to_string(texts_.size()) + " texts, found " +
@@ -100,7 +103,9 @@ void PplCommand::run() {
   Ledger ledger;
   const std::unique_ptr<Ops> ops = device_.make(ledger);
   job.source = source.get();
-  job.ops = ops.get();
+  std::optional<TraceOps> traced;
+  if (device_.trace) traced.emplace(*ops, true);
+  job.ops = traced ? &*traced : ops.get();
   job.ledger = &ledger;
   job.dtype = device_.compute_dtype(*ops);
   job.batch = batch_;
@@ -140,6 +145,7 @@ void PplCommand::run() {
     speed["measured_matmul_tflops"] = peak * 1e-12;
     speed["share_of_matmul_rate"] = forward_flops(source->config(), windows, seq_) / seconds / peak;
   }
+  if (traced) report["ops"] = traced->to_json();
   report.add_ledger(ledger);
   report["results"] = rows;
   emit_report(report, device_.report);

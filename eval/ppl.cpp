@@ -22,7 +22,7 @@ class Pass {
         arena_(arena),
         report_(report),
         config_(job.source->config()),
-        loader_(ops_, *job.ledger, arena) {}
+        loader_(ops_, *job.ledger, arena, job.source->config()) {}
 
   // Loss of every row, nats; the last row of each window has none and is 0.
   std::vector<double> run();
@@ -65,7 +65,6 @@ void Pass::blocks(View hidden) {
                                  : default_batch(ops_.kind(), tokens_.seq, tokens_.windows);
   const RopeTable rope = make_rope_table(arena_, ops_, config_, tokens_.seq);
   const BlockWeights weights = make_block_weights(arena_, config_, job_.dtype);
-  job_.source->plan_load(arena_);
   const StreamPass pass{.run = {.ops = ops_, .config = config_, .rope = rope},
                         .weights = weights,
                         .scratch = make_block_scratch(arena_, ops_, config_, job_.dtype, batch,
@@ -73,7 +72,10 @@ void Pass::blocks(View hidden) {
                         .seq = tokens_.seq,
                         .batch = batch};
   if (dry()) {
-    job_.source->plan_load(arena_);
+    // Schemes may differ from block to block, so every block is planned.
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+      load_block(*job_.source, layer, loader_, weights);
+    }
     return;
   }
   Progress progress("ppl", config_.layers + 1);
@@ -101,12 +103,9 @@ std::vector<double> Pass::losses(View hidden) {
   const View logits = arena_.make(MemTag::activations, DType::f32, chunk, config_.vocab);
   const View targets = arena_.make(MemTag::activations, DType::i32, rows, 1);
   const View nll = arena_.make(MemTag::activations, DType::f64, rows, 1);
-  if (dry()) {
-    job_.source->plan_load(arena_);
-    return {};
-  }
   job_.source->load_dense("norm.weight", loader_, norm);
   job_.source->load_dense("lm_head.weight", loader_, head);
+  if (dry()) return {};
   // Position t predicts t + 1 inside its window; the last one predicts nothing.
   std::vector<std::int32_t> next(static_cast<std::size_t>(rows), -1);
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -165,12 +164,18 @@ std::vector<PplResult> perplexity(const PplJob& job, Report& report) {
   }
   Arena plan = Arena::measuring(job.ops->kind());
   static_cast<void>(Pass(job, all, plan, nullptr).run());
-  report["plan"]["device_bytes"] = plan.peak();
+  Json& planned = report["plan"];
+  planned["device_bytes"] = plan.peak();
+  for (std::size_t t = 0; t < mem_tag_count; ++t) {
+    const std::int64_t bytes = plan.tag_peaks()[t];
+    if (bytes > 0) planned[mem_tag_name(static_cast<MemTag>(t))] = bytes;
+  }
   std::vector<double> nll;
   {
-    Arena arena(job.ops->memory(), *job.ledger, plan.peak());
+    Arena arena(job.ops->memory(), *job.ledger, plan.peak(), job.poison);
     nll = Pass(job, all, arena, &report).run();
     report["plan"]["arena_peak_bytes"] = arena.peak();
+    report.add_driver_memory(*job.ops, *job.ledger);
   }
   std::vector<PplResult> results;
   std::size_t at = 0;

@@ -49,6 +49,7 @@ struct PplJob {
   DType dtype = DType::bf16;
   std::int64_t batch = 0;           // sequences at a time; 0: default_batch
   std::vector<TokenWindows> texts;  // all with one seq
+  bool poison = false;              // as QuantizeJob::poison
 };
 
 // One result per text, all in one pass over the weights. Fills the report's plan and times.

@@ -23,7 +23,7 @@ quantize() {  # NAME METHOD BITS [OPTIONS]
   evaluate "$name" "$out/$name.qw"
 }
 
-calibration=(--calib "$model/calib.txt" --samples 64 --seq 512 --seed 0)
+calibration=(--calib "$model/calib.txt" --samples 128 --seq 512 --seed 0)
 echo "evaluate full-precision"
 evaluate full-precision "$model"
 quantize rtn-4bit rtn 4

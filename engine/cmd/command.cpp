@@ -5,6 +5,7 @@
 #include <new>
 
 #include "engine/core/interrupt.h"
+#include "formats/atomic_file.h"
 
 namespace engine {
 namespace {
@@ -42,6 +43,19 @@ void print_error(const std::string& program, std::string message) {
   std::fprintf(stderr, "%s: error: %s\n", program.c_str(), message.c_str());
 }
 
+// A misspelt command, which CLI11 would report as an absent one.
+void check_command(const std::vector<std::string>& args,
+                   const std::vector<std::unique_ptr<Command>>& commands) {
+  if (args.empty() || args.front().starts_with('-')) return;
+  std::string names;
+  for (const auto& command : commands) {
+    if (args.front() == command->name()) return;
+    names += (names.empty() ? "" : ", ") + std::string(command->name());
+  }
+  throw Error(ErrorCode::usage,
+              "unknown subcommand " + quote_text(args.front()) + ": expected one of " + names);
+}
+
 }  // namespace
 
 int run_program(const std::string& program, const std::string& about,
@@ -62,6 +76,7 @@ int run_program(const std::string& program, const std::string& about,
                                     : std::vector<std::string>{});
       subcommands.emplace_back(sub, command.get());
     }
+    check_command(args, commands);
     app.parse(argc, argv);
     for (const auto& [sub, command] : subcommands) {
       if (sub->parsed()) command->run();
@@ -92,6 +107,7 @@ void DeviceOptions::declare(CLI::App& app) {
                  "Compute dtype: f32, bf16, f16, or auto (f32 on the CPU, bf16 on a GPU)")
       ->capture_default_str();
   app.add_option("--threads", threads, "CPU threads; 0: all")->capture_default_str();
+  app.add_flag("--trace", trace, "Time every op on the device and add the table to the report");
   app.add_option("--report", report, "Also write the report as JSON to this file");
 }
 
@@ -100,6 +116,7 @@ std::unique_ptr<Ops> DeviceOptions::make(Ledger& ledger) const {
     throw Error(ErrorCode::usage,
                 "--threads: expected 0 to 4096, found " + std::to_string(threads));
   }
+  if (!report.empty()) check_writable("--report", report);
   if (device == "auto")
     return make_ops(cuda_device_count() > 0 ? "cuda:0" : "cpu", ledger, threads);
   return make_ops(device, ledger, threads);
@@ -112,6 +129,22 @@ DType DeviceOptions::compute_dtype(const Ops& ops) const {
   }
   throw Error(ErrorCode::usage,
               "--dtype: expected f32, bf16, f16 or auto, found \"" + dtype + "\"");
+}
+
+void check_writable(const std::string& option, const std::string& path) {
+  std::error_code error;
+  if (path.empty() || std::filesystem::is_directory(path, error)) {
+    throw Error(ErrorCode::usage, path + (path.empty() ? "" : ": ") + option +
+                                      ": expected the name of a file, found " +
+                                      (path.empty() ? "nothing" : "a directory"));
+  }
+  const AtomicFile probe{std::filesystem::path(path)};
+}
+
+void check_batch(std::int64_t batch) {
+  if (batch < 0) {
+    throw Error(ErrorCode::usage, "--batch: expected 0 or more, found " + std::to_string(batch));
+  }
 }
 
 Json parsed_options(const CLI::App& app) {

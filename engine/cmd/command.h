@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,12 +33,20 @@ struct DeviceOptions {
   std::string device = "auto";  // auto: cuda:0 if there is one, else cpu; the report says which
   std::string dtype = "auto";   // auto: f32 on cpu, bf16 on cuda
   int threads = 0;
+  bool trace = false;
   std::string report;
 
   void declare(CLI::App& app);
   [[nodiscard]] std::unique_ptr<Ops> make(Ledger& ledger) const;
   [[nodiscard]] DType compute_dtype(const Ops& ops) const;
 };
+
+// Throws now what writing `path` would throw at the end of a long run: Error(usage) naming `option`
+// for a directory or an empty path, IoError if the file cannot be created. Leaves nothing behind.
+void check_writable(const std::string& option, const std::string& path);
+
+// --batch: 0 (chosen from the device) or more, else Error(usage).
+void check_batch(std::int64_t batch);
 
 // Every option of the app as parsed, for the report.
 Json parsed_options(const CLI::App& app);

@@ -1,4 +1,6 @@
 // engine decode: a packed file back to a dense Hugging Face checkpoint directory.
+#include <algorithm>
+
 #include "engine/cmd/commands.h"
 #include "engine/core/args.h"
 #include "engine/core/interrupt.h"
@@ -19,6 +21,48 @@ TensorDType tensor_dtype(DType d) {
       return TensorDType::bf16;
   }
 }
+
+// The output directory: unless keep() is called, it goes again with the files written into it, if
+// it was not there before.
+class NewDirectory {
+ public:
+  explicit NewDirectory(std::filesystem::path path) : path_(std::move(path)) {
+    if (path_.empty()) throw Error(ErrorCode::usage, "--out: expected a directory, found nothing");
+    std::error_code error;
+    const std::filesystem::path parent =
+        path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
+    if (!std::filesystem::is_directory(parent, error)) {
+      throw IoError(path_.string(), "cannot create the directory: no directory " + parent.string(),
+                    0);
+    }
+    fresh_ = std::filesystem::create_directory(path_, error);
+    if (error) throw IoError(path_.string(), "cannot create the directory", error.value());
+  }
+  ~NewDirectory() {
+    if (kept_) return;
+    std::error_code ignored;
+    for (const std::filesystem::path& file : written_) std::filesystem::remove(file, ignored);
+    if (fresh_) std::filesystem::remove(path_, ignored);  // only if it is empty
+  }
+  NewDirectory(const NewDirectory&) = delete;
+  NewDirectory& operator=(const NewDirectory&) = delete;
+
+  void write(const std::string& name, std::string_view text) {
+    std::error_code error;
+    if (std::filesystem::exists(path_ / name, error)) {
+      throw Error(ErrorCode::usage,
+                  path_.string() + ": already holds " + name + "; choose an empty directory");
+    }
+    write_file_atomically(path_ / name, text);
+    written_.push_back(path_ / name);
+  }
+  void keep() { kept_ = true; }
+
+ private:
+  std::filesystem::path path_;
+  std::vector<std::filesystem::path> written_;
+  bool fresh_ = false, kept_ = false;
+};
 
 class DecodeCommand final : public Command {
  public:
@@ -76,28 +120,34 @@ void DecodeCommand::run() {
   const std::unique_ptr<Ops> ops = device_.make(ledger);
   report.add_device(*ops);
   const std::filesystem::path directory(out_);
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) throw IoError(out_, "cannot create the directory", error.value());
+  NewDirectory created(directory);
   ShardedCheckpointWriter writer(directory, tensors);
 
+  // One device matrix serves all linears.
   const auto widest = [&](Arena& arena) {
-    View widest_view;
+    std::int64_t count = 0;
     for (const Site s : all_sites) {
       const SiteShape shape = site_shape(config, s);
-      if (shape.rows * shape.cols > widest_view.count()) {
-        widest_view = make_view(nullptr, dtype_, ops->kind(), shape.rows, shape.cols);
-      }
+      count = std::max(count, shape.rows * shape.cols);
     }
-    return arena.make(MemTag::weights, dtype_, 1, widest_view.count());
+    return arena.make(MemTag::weights, dtype_, 1, count);
+  };
+  const auto shaped = [&](const View& memory, Site s) {
+    const SiteShape shape = site_shape(config, s);
+    return make_view(memory.data, dtype_, ops->kind(), shape.rows, shape.cols);
   };
   Arena plan = Arena::measuring(ops->kind());
-  widest(plan);
-  static_cast<void>(Loader(*ops, ledger, plan));
-  source->plan_load(plan);
+  {
+    const View any = widest(plan);
+    Loader loader(*ops, ledger, plan, config);
+    for (const std::string& name : dense_names(config)) source->read_raw(name, loader, {});
+    for (std::int64_t i = 0; i < config.layers; ++i) {
+      for (const Site s : all_sites) source->load_linear(i, s, loader, shaped(any, s));
+    }
+  }
   Arena arena(ops->memory(), ledger, plan.peak());
   const View device = widest(arena);
-  Loader loader(*ops, ledger, arena);
+  Loader loader(*ops, ledger, arena, config);
 
   Progress progress("decode", static_cast<std::int64_t>(tensors.size()));
   const auto host_bytes = [&](std::int64_t bytes) {
@@ -121,20 +171,19 @@ void DecodeCommand::run() {
   for (std::int64_t i = 0; i < config.layers; ++i) {
     for (const Site s : all_sites) {
       check_interrupt();
-      const SiteShape shape = site_shape(config, s);
-      const View w = make_view(device.data, dtype_, ops->kind(), shape.rows, shape.cols);
+      const View w = shaped(device, s);
       source->load_linear(i, s, loader, w);
       const Buffer raw = host_bytes(w.bytes());
-      ops->download(w, make_view(raw.view().data, dtype_, DeviceKind::cpu, shape.rows, shape.cols));
+      ops->download(w, make_view(raw.view().data, dtype_, DeviceKind::cpu, w.rows, w.cols));
       append("model." + linear_name(i, s) + ".weight", raw);
     }
   }
-  write_file_atomically(directory / "config.json", std::string_view(config_to_json(config)));
+  created.write("config.json", config_to_json(config));
   if (!source->tokenizer_name().empty()) {
-    write_file_atomically(directory / source->tokenizer_name(),
-                          std::string_view(source->tokenizer_bytes()));
+    created.write(source->tokenizer_name(), source->tokenizer_bytes());
   }
   writer.commit();
+  created.keep();
   report.add_ledger(ledger);
   report["directory"] = out_;
   report["tensors"] = tensors.size();

@@ -70,6 +70,8 @@ void GenerateCommand::check() const {
     throw Error(ErrorCode::usage,
                 "--samples: expected 1 to 1048576, found " + std::to_string(samples_));
   }
+  if (!tokens_out_.empty()) check_writable("--tokens-out", tokens_out_);
+  if (!text_out_.empty()) check_writable("--text-out", text_out_);
 }
 
 void GenerateCommand::run() {

@@ -1,7 +1,9 @@
 // engine quantize: a checkpoint in, a packed low-bit model and a report out.
 #include <algorithm>
+#include <optional>
 
 #include "engine/cmd/commands.h"
+#include "engine/ops/trace_ops.h"
 #include "engine/quant/calibration.h"
 #include "engine/quant/driver.h"
 
@@ -91,17 +93,21 @@ std::int64_t QuantizeCommand::block_limit(const ModelConfig& config) const {
 void QuantizeCommand::run() {
   Report report("engine quantize");
   report["options"] = parsed_options(*app_);
+  check_batch(batch_);
+  if (zstd_level_ < 1 || zstd_level_ > 19) {
+    throw Error(ErrorCode::usage,
+                "--zstd-level: expected 1 to 19, found " + std::to_string(zstd_level_));
+  }
+  const std::filesystem::path out(out_);
+  if (!plan_only_) check_writable("--out", out_);
   const std::unique_ptr<WeightSource> source = open_model(model_);
   if (source->describe()["kind"] == "packed") {
     throw Error(ErrorCode::usage,
                 model_ + ": expected a dense checkpoint, found a packed model (decode it first)");
   }
   method_->check(source->config());
-  const std::filesystem::path out(out_);
-  std::error_code error;
-  if (std::filesystem::is_directory(out, error)) {
-    throw Error(ErrorCode::usage, out_ + ": --out: expected a file, found a directory");
-  }
+  // It is copied into the file at the end; a missing or damaged one is told now.
+  static_cast<void>(model_tokenizer(*source));
 
   QuantizeJob job;
   job.source = source.get();
@@ -118,12 +124,13 @@ void QuantizeCommand::run() {
 
   Ledger ledger;
   const std::unique_ptr<Ops> ops = device_.make(ledger);
-  job.ops = ops.get();
+  std::optional<TraceOps> traced;
+  if (device_.trace) traced.emplace(*ops, true);
+  job.ops = traced ? &*traced : ops.get();
   job.ledger = &ledger;
   job.dtype = device_.compute_dtype(*ops);
   report.add_device(*ops);
   report["compute_dtype"] = dtype_name(job.dtype);
-  const std::int64_t free_before = ops->info().free_bytes;
 
   if (method_->needs().hessian) {
     if (calibration_.file.empty()) {
@@ -134,6 +141,13 @@ void QuantizeCommand::run() {
       calibration_.file = "synthetic";
     }
     calibration_.dataset = dataset_from_name(dataset_);
+    check_request(calibration_);
+    // The hidden stream dwarfs its tokens: a request that cannot fit ends here, before them.
+    job.calibration.windows = calibration_.samples;
+    job.calibration.seq = calibration_.seq;
+    if (!plan_only_) {
+      const Arena fits(ops->memory(), ledger, plan_quantize(job).device_bytes);
+    }
     const PhaseTimer timer(report, "tokenize");
     Calibration calibration = load_calibration(calibration_, *source);
     job.calibration = std::move(calibration.tokens);
@@ -153,12 +167,8 @@ void QuantizeCommand::run() {
     const PhaseTimer timer(report, "total");
     quantize(job, report);
   }
+  if (traced) report["ops"] = traced->to_json();
   report.add_ledger(ledger);
-  if (job.ops->kind() == DeviceKind::cuda) {
-    // The arena is gone by now; what the driver lost beyond it during the run is library memory.
-    report["driver"]["free_bytes_before"] = free_before;
-    report["driver"]["free_bytes_after"] = ops->info().free_bytes;
-  }
   report["file"] = out.filename().string();
   report["file_bytes"] = std::filesystem::file_size(out);
   emit_report(report, device_.report);

@@ -58,7 +58,14 @@ class TableCommand final : public Command {
       throw Error(ErrorCode::usage, folder_ + ": expected at least one NAME.ppl.json, found none");
     }
     std::sort(files.begin(), files.end());
-    for (const auto& file : files) add(file);
+    for (const auto& file : files) {
+      try {
+        add(file);
+      } catch (const nlohmann::json::exception& e) {
+        throw FormatError(file.string(), "report", "what engine ppl and engine quantize write",
+                          e.what());
+      }
+    }
     print();
   }
 

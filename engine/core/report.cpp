@@ -101,6 +101,18 @@ void Report::add_device(Ops& ops) {
   d["memory_total_bytes"] = info.total_bytes;
 }
 
+void Report::add_driver_memory(Ops& ops, const Ledger& ledger) {
+  if (ops.kind() != DeviceKind::cuda) return;
+  const DeviceInfo info = ops.info();
+  const std::int64_t used = info.total_bytes - info.free_bytes;
+  const std::int64_t counted = ledger.entry(info.name).reserved;
+  Json& d = document_["driver_memory"];
+  d["used_bytes"] = used;
+  d["ledger_bytes"] = counted;
+  d["unaccounted_bytes"] = used - counted;
+  d["unaccounted_share"] = static_cast<double>(used - counted) / static_cast<double>(used);
+}
+
 void Report::add_ledger(const Ledger& ledger) {
   Json rows = Json::array();
   for (const auto& [memory, entry] : ledger.entries()) {

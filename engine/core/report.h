@@ -28,6 +28,9 @@ class Report {
 
   // The device's name, model, features and memory.
   void add_device(Ops& ops);
+  // While the run's memory is still held: what the driver says is in use on the device, against the
+  // ledger. The difference is the driver's context and the libraries' code, which no ledger sees.
+  void add_driver_memory(Ops& ops, const Ledger& ledger);
   // Peaks per memory and tag.
   void add_ledger(const Ledger& ledger);
 

@@ -21,9 +21,11 @@ std::int32_t sample_token(std::span<const float> logits, const SamplingOptions& 
   if (o.temperature <= 0) return static_cast<std::int32_t>(best);
   std::vector<std::int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
-  });
+  if (o.top_p < 1) {
+    std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+      return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+    });
+  }
   std::vector<double> p(logits.size());
   double total = 0;
   const double top = logits[static_cast<std::size_t>(best)];
@@ -34,7 +36,8 @@ std::int32_t sample_token(std::span<const float> logits, const SamplingOptions& 
   // The smallest set of most likely tokens whose probability reaches top_p.
   std::size_t kept = 0;
   double mass = 0;
-  while (kept < p.size() && (kept == 0 || mass < o.top_p * total)) mass += p[kept++];
+  while (kept < p.size() && (kept == 0 || o.top_p >= 1 || mass < o.top_p * total))
+    mass += p[kept++];
   double u = uniform_value(o.seed, sampling_stream, step) * mass;
   for (std::size_t i = 0; i < kept; ++i) {
     u -= p[i];
@@ -84,9 +87,7 @@ void Decoder::layout(Arena& arena) {
 
 void Decoder::load(Arena& arena) {
   const Arena::Scope scope(arena);
-  Loader loader(ops_, ledger_, arena);
-  source_.plan_load(arena);
-  if (arena.is_measuring()) return;
+  Loader loader(ops_, ledger_, arena, source_.config());
   source_.load_dense("embed_tokens.weight", loader, embedding_);
   if (!source_.config().tie_embeddings) source_.load_dense("lm_head.weight", loader, head_);
   source_.load_dense("norm.weight", loader, final_norm_);
@@ -94,7 +95,7 @@ void Decoder::load(Arena& arena) {
     check_interrupt();
     load_block(source_, static_cast<std::int64_t>(i), loader, blocks_[i]);
   }
-  ops_.synchronize();
+  if (!arena.is_measuring()) ops_.synchronize();
 }
 
 void Decoder::forward(std::span<const std::int32_t> tokens) {

@@ -5,20 +5,29 @@
 
 namespace engine {
 
-Loader::Loader(Ops& ops, Ledger& ledger, Arena& arena) : ops_(ops), ledger_(ledger), arena_(arena) {
-  scratch_ = arena.make(MemTag::staging, DType::u8, 2, piece_bytes);
+Loader::Loader(Ops& ops, Ledger& ledger, Arena& arena, const ModelConfig& config)
+    : ops_(ops), ledger_(ledger), arena_(arena) {
+  // No tensor has more elements than the embedding or the widest linear, none more than 4 bytes.
+  std::int64_t largest = config.vocab * config.hidden;
+  for (const Site s : all_sites) {
+    const SiteShape shape = site_shape(config, s);
+    largest = std::max(largest, shape.rows * shape.cols);
+  }
+  piece_bytes_ = std::min(max_piece_bytes, largest * 4);
+  scratch_ = arena.make(MemTag::staging, DType::u8, 2, piece_bytes_);
   if (!arena.is_measuring()) {
-    staging_ = Buffer(ops.staging_memory(), ledger, MemTag::staging, DType::u8, 2, piece_bytes);
+    staging_ = Buffer(ops.staging_memory(), ledger, MemTag::staging, DType::u8, 2, piece_bytes_);
   }
 }
 
 void Loader::put(std::span<const std::byte> bytes, DType dtype, View out) {
+  if (arena_.is_measuring()) return;
   const auto element = static_cast<std::int64_t>(dtype_bytes(dtype));
   REQUIRE(static_cast<std::int64_t>(bytes.size()) == out.count() * element,
           "source bytes do not match " + out.shape());
   const std::int64_t row_bytes = out.cols * element;
-  REQUIRE(row_bytes > 0 && row_bytes <= piece_bytes, "a row is larger than the staging buffer");
-  const std::int64_t rows_per_piece = piece_bytes / row_bytes;
+  REQUIRE(row_bytes > 0 && row_bytes <= piece_bytes_, "a row is larger than the staging buffer");
+  const std::int64_t rows_per_piece = piece_bytes_ / row_bytes;
   for (std::int64_t r = 0; r < out.rows; r += rows_per_piece) {
     const std::int64_t n = std::min(rows_per_piece, out.rows - r);
     // Two halves take turns, so that filling one overlaps the transfer of the other.
@@ -26,14 +35,14 @@ void Loader::put(std::span<const std::byte> bytes, DType dtype, View out) {
     turn_ ^= 1;
     if (marks_[half] >= 0) static_cast<void>(ops_.elapsed_ms(marks_[half], marks_[half]));
     std::byte* host =
-        reinterpret_cast<std::byte*>(staging_.view().host<std::uint8_t>()) + half * piece_bytes;
+        reinterpret_cast<std::byte*>(staging_.view().host<std::uint8_t>()) + half * piece_bytes_;
     std::memcpy(host, bytes.data() + r * row_bytes, static_cast<std::size_t>(n * row_bytes));
     const View from = make_view(host, dtype, DeviceKind::cpu, n, out.cols);
     const View to = out.row_range(r, n);
     if (dtype == out.dtype) {
       ops_.upload(from, to);
     } else {
-      const View piece = make_view(static_cast<std::byte*>(scratch_.data) + half * piece_bytes,
+      const View piece = make_view(static_cast<std::byte*>(scratch_.data) + half * piece_bytes_,
                                    dtype, ops_.kind(), n, out.cols);
       ops_.upload(from, piece);
       ops_.convert(piece, to);
@@ -57,6 +66,7 @@ std::vector<std::string> dense_names(const ModelConfig& config) {
 void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out) {
   const std::string prefix = "layers." + std::to_string(layer) + ".";
   const auto check = [&](const std::string& name, const View& v) {
+    if (loader.arena().is_measuring()) return;
     const std::int64_t bad = loader.ops().count_nonfinite(v);
     if (bad != 0) {
       throw Error(ErrorCode::numeric, name + ": expected finite weights, found " +

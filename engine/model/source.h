@@ -17,11 +17,11 @@ namespace engine {
 // Host staging and device scratch through which tensors travel in pieces of bounded size.
 class Loader {
  public:
-  static constexpr std::int64_t piece_bytes = 64 << 20;
+  static constexpr std::int64_t max_piece_bytes = 64 << 20;
 
-  // The staging buffer comes from ops.staging_memory(), the scratch from `arena`. On a measuring
-  // arena only the layout is recorded.
-  Loader(Ops& ops, Ledger& ledger, Arena& arena);
+  // The staging buffer comes from ops.staging_memory(), the scratch from `arena`; both are no larger
+  // than the model's largest tensor needs. On a measuring arena only the layout is recorded.
+  Loader(Ops& ops, Ledger& ledger, Arena& arena, const ModelConfig& config);
 
   [[nodiscard]] Ops& ops() const { return ops_; }
   [[nodiscard]] Arena& arena() const { return arena_; }
@@ -35,8 +35,9 @@ class Loader {
   Ops& ops_;
   Ledger& ledger_;
   Arena& arena_;
-  Buffer staging_;  // u8 [2, piece_bytes]
-  View scratch_;    // u8 [2, piece_bytes] on the device, for dtype conversion
+  std::int64_t piece_bytes_;
+  Buffer staging_;  // u8 [2, piece_bytes_]
+  View scratch_;    // u8 [2, piece_bytes_] on the device, for dtype conversion
   std::int64_t marks_[2] = {-1, -1};
   int turn_ = 0;
 };
@@ -47,6 +48,8 @@ struct DenseInfo {
   std::int64_t cols = 0;
 };
 
+// The three loading functions also run on a loader whose arena only measures: they then take the
+// scratch they need and touch nothing else, so that plans come from the same code as the run.
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -70,8 +73,6 @@ class WeightSource {
 
   // The linear as a dense matrix, decoded if it is packed.
   virtual void load_linear(std::int64_t layer, Site site, Loader& loader, View out) = 0;
-  // Device scratch that load_linear needs beyond the Loader's, taken in a scope of the arena.
-  virtual void plan_load(Arena& arena) const = 0;
   // The dtype in which linears are stored or were before quantization.
   [[nodiscard]] virtual DType linear_dtype() const = 0;
 };
@@ -79,7 +80,7 @@ class WeightSource {
 // Every dense tensor name of a model, in file order: embedding, norms by layer, final norm, head.
 [[nodiscard]] std::vector<std::string> dense_names(const ModelConfig& config);
 
-// Norms and all linears of one block. Throws Error(numeric) naming a tensor with NaN or infinity.
+// Norms and all linears of one block. Runs on a measuring arena too. Throws Error(numeric) naming a tensor with NaN or infinity.
 void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out);
 
 // `model` is a directory, a .qw file or "synthetic:NAME".

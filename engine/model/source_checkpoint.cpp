@@ -89,7 +89,8 @@ class CheckpointSource final : public WeightSource {
     const TensorInfo& t = info(name);
     loader.put(checkpoint_.bytes(t), engine_dtype(t.dtype), out);
   }
-  void read_raw(const std::string& name, Loader&, std::span<std::byte> out) override {
+  void read_raw(const std::string& name, Loader& loader, std::span<std::byte> out) override {
+    if (loader.arena().is_measuring()) return;
     const auto bytes = checkpoint_.bytes(info(name));
     REQUIRE(bytes.size() == out.size(), "size of " + name);
     std::copy(bytes.begin(), bytes.end(), out.begin());
@@ -98,7 +99,6 @@ class CheckpointSource final : public WeightSource {
     const TensorInfo& t = linear(layer, site);
     loader.put(checkpoint_.bytes(t), engine_dtype(t.dtype), out);
   }
-  void plan_load(Arena&) const override {}
   [[nodiscard]] DType linear_dtype() const override {
     return engine_dtype(linear(0, Site::q).dtype);
   }

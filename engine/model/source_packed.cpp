@@ -38,16 +38,22 @@ class PackedSource final : public WeightSource {
   }
   void load_dense(const std::string& name, Loader& loader, View out) override {
     const PackedDense& d = dense(name);
+    if (loader.arena().is_measuring()) return;
     const Buffer bytes = read(loader, d.plane);
     loader.put(span_of(bytes), d.info.dtype, out);
     loader.ops().synchronize();
   }
-  void read_raw(const std::string& name, Loader&, std::span<std::byte> out) override {
+  void read_raw(const std::string& name, Loader& loader, std::span<std::byte> out) override {
+    if (loader.arena().is_measuring()) return;
     reader_.read_plane(dense(name).plane, out, threads_);
   }
   void load_linear(std::int64_t layer, Site site, Loader& loader, View out) override {
     const std::string name = linear_name(layer, site);
     const PackedLinear& linear = model_.linears.at(name);
+    if (loader.arena().is_measuring()) {
+      plan_install(linear.weight, name, loader.arena());
+      return;
+    }
     LinearWeight weight = linear.weight;
     std::vector<Buffer> bytes;
     for (std::size_t i = 0; i < linear.planes.size(); ++i) {
@@ -56,10 +62,6 @@ class PackedSource final : public WeightSource {
     }
     validate(weight, reader_.name(), "linears." + name);
     install_linear(weight, name, loader, out);
-  }
-  void plan_load(Arena& arena) const override {
-    // Blocks repeat, but schemes may differ from block to block: every linear is laid out once.
-    for (const auto& [name, linear] : model_.linears) plan_install(linear.weight, name, arena);
   }
   [[nodiscard]] DType linear_dtype() const override { return dense("norm.weight").info.dtype; }
 

@@ -40,6 +40,7 @@ class SyntheticSource final : public WeightSource {
     const Arena::Scope scope(loader.arena());
     const View device = loader.arena().make(MemTag::weights, info.dtype, info.rows, info.cols);
     load_dense(name, loader, device);
+    if (loader.arena().is_measuring()) return;
     loader.ops().download(device,
                           make_view(out.data(), info.dtype, DeviceKind::cpu, info.rows, info.cols));
   }
@@ -52,10 +53,6 @@ class SyntheticSource final : public WeightSource {
     }
     make(linear_name(layer, site), loader, scale, 0.0F, out);
   }
-  void plan_load(Arena& arena) const override {
-    const Arena::Scope scope(arena);
-    arena.make(MemTag::weights, DType::bf16, config_.vocab, config_.hidden);
-  }
   [[nodiscard]] DType linear_dtype() const override { return DType::bf16; }
 
  private:
@@ -63,12 +60,14 @@ class SyntheticSource final : public WeightSource {
   static void make(const std::string& name, Loader& loader, float scale, float shift, View out) {
     Ops& ops = loader.ops();
     const std::uint64_t stream = XXH3_64bits(name.data(), name.size());
+    const bool dry = loader.arena().is_measuring();
     if (out.dtype == DType::bf16) {
-      ops.fill_bell(out, 0, stream, scale, shift);
+      if (!dry) ops.fill_bell(out, 0, stream, scale, shift);
       return;
     }
     const Arena::Scope scope(loader.arena());
     const View exact = loader.arena().make(MemTag::weights, DType::bf16, out.rows, out.cols);
+    if (dry) return;
     ops.fill_bell(exact, 0, stream, scale, shift);
     ops.convert(exact, out);
   }

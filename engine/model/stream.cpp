@@ -24,8 +24,8 @@ void embed_stream(WeightSource& source, Loader& loader, const TokenWindows& toke
   const Arena::Scope scope(arena);
   const View table = arena.make(MemTag::weights, hidden.dtype, c.vocab, c.hidden);
   const View ids = arena.make(MemTag::activations, DType::i32, tokens.rows(), 1);
-  if (arena.is_measuring()) return;
   source.load_dense("embed_tokens.weight", loader, table);
+  if (arena.is_measuring()) return;
   loader.ops().upload(host_view(tokens.ids.data(), tokens.rows(), 1), ids);
   loader.ops().embed(ids, table, hidden);
   loader.ops().synchronize();

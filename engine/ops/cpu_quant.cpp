@@ -157,9 +157,23 @@ void CpuOps::unpack_codes(View packed, int bits, View codes) {
 }
 
 void CpuOps::gather_columns(View in, View perm, View dead, View out) {
-  require_shape(out, DType::f32, in.rows, in.cols, "gathered columns");
   const std::int32_t* from =
       perm.empty() ? nullptr : checked_indices(perm, in.cols, in.cols, "gathered column");
+  if (in.dtype == DType::u8) {  // codes
+    require_shape(out, DType::u8, in.rows, in.cols, "gathered codes");
+    REQUIRE(dead.empty(), "codes have no dead columns");
+    const auto* codes = in.host<std::uint8_t>();
+    auto* gathered = out.host<std::uint8_t>();
+    pool_.run(in.rows, row_grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        for (std::int64_t j = 0; j < in.cols; ++j) {
+          gathered[r * out.stride + j] = codes[r * in.stride + (from != nullptr ? from[j] : j)];
+        }
+      }
+    });
+    return;
+  }
+  require_shape(out, DType::f32, in.rows, in.cols, "gathered columns");
   if (!dead.empty()) require_shape(dead, DType::u8, 1, in.cols, "dead columns");
   const auto* zeroed = dead.empty() ? nullptr : dead.host<std::uint8_t>();
   auto* to = out.host<float>();

@@ -24,7 +24,8 @@ class DenseOps {
 
   // out = x * w^T, or out += x * w^T. x [m, k], w [n, k], out [m, n]; any strides >= cols.
   // x and w share a dtype (cpu also takes f32 x with 16-bit w); out is that dtype or f32.
-  // f32 inputs never use TF32. 2*m*n*k flops.
+  // f32 inputs never use TF32. Adding to a 16-bit output may round the product first (as Hugging
+  // Face's separate addition does; cuBLASLt does so for a few rows). 2*m*n*k flops.
   virtual void matmul(View x, View w, View out, bool accumulate) = 0;
 
   // out = silu(gate) * up, silu rounded to the dtype before the product. One shape and dtype.

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "engine/core/memory.h"
 #include "engine/core/rng.h"
 #include "formats/safetensors.h"
 #include "formats/sha256.h"
@@ -12,16 +13,6 @@ namespace {
 constexpr std::uint64_t token_stream = 0x746f6b656e73;  // "tokens"
 
 std::string ids_sha256(std::span<const std::int32_t> ids) { return sha256_hex(std::as_bytes(ids)); }
-
-void check_request(const CalibrationRequest& r) {
-  if (r.samples < 1 || r.samples > (1 << 20)) {
-    throw Error(ErrorCode::usage,
-                "--samples: expected 1 to 1048576, found " + std::to_string(r.samples));
-  }
-  if (r.seq < 2 || r.seq > (1 << 20)) {
-    throw Error(ErrorCode::usage, "--seq: expected 2 to 1048576, found " + std::to_string(r.seq));
-  }
-}
 
 Calibration from_matrix(const CalibrationRequest& r) {
   TokenMatrix m = load_token_matrix(r.file, "calibration");
@@ -84,6 +75,16 @@ Calibration from_text(const CalibrationRequest& r, const WeightSource& source) {
 
 }  // namespace
 
+void check_request(const CalibrationRequest& r) {
+  if (r.samples < 1 || r.samples > (1 << 20)) {
+    throw Error(ErrorCode::usage,
+                "--samples: expected 1 to 1048576, found " + std::to_string(r.samples));
+  }
+  if (r.seq < 2 || r.seq > (1 << 20)) {
+    throw Error(ErrorCode::usage, "--seq: expected 2 to 1048576, found " + std::to_string(r.seq));
+  }
+}
+
 std::unique_ptr<Tokenizer> model_tokenizer(const WeightSource& source) {
   const std::string bytes = source.tokenizer_bytes();
   if (bytes.empty()) return nullptr;
@@ -134,6 +135,12 @@ TokenMatrix load_token_matrix(const std::string& file_and_tensor,
 
 std::vector<std::int32_t> synthetic_tokens(std::int64_t count, std::int64_t vocab,
                                            std::uint64_t seed) {
+  {
+    // An impossible count ends in the allocator's refusal, not in memory that is filled until the
+    // system gives up.
+    Ledger ledger;
+    const Buffer fits(host_memory(), ledger, MemTag::staging, DType::i32, 1, count);
+  }
   std::vector<std::int32_t> ids(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < ids.size(); ++i) {
     ids[i] = static_cast<std::int32_t>(uniform_value(seed, token_stream, i) *

@@ -24,6 +24,9 @@ struct Calibration {
   Json protocol;  // source, hashes, sampling, seed, BOS policy
 };
 
+// Throws Error(usage) for impossible --samples or --seq.
+void check_request(const CalibrationRequest& request);
+
 // The tokenizer of a model, or null if it has none (synthetic).
 std::unique_ptr<Tokenizer> model_tokenizer(const WeightSource& source);
 

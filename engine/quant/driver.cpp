@@ -23,7 +23,7 @@ class Run {
         arena_(arena),
         config_(job.source->config()),
         needs_(job.method->needs()),
-        loader_(ops_, *job.ledger, arena),
+        loader_(ops_, *job.ledger, arena, job.source->config()),
         writer_(writer),
         report_(report) {}
 
@@ -103,7 +103,9 @@ void Run::run() {
 
   if (dry()) {
     run_block(0);
-    job_.source->plan_load(arena_);
+    for (const std::string& name : dense_names(config_)) {
+      job_.source->read_raw(name, loader_, {});
+    }
     return;
   }
   Progress progress("quantize", block_count());
@@ -204,7 +206,7 @@ void Run::advance_stream(std::int64_t layer, bool measure) {
 }
 
 void Run::run_block(std::int64_t layer) {
-  if (!dry()) timed("load", [&] { load_block(*job_.source, layer, loader_, weights_); });
+  timed("load", [&] { load_block(*job_.source, layer, loader_, weights_); });
   if (!needs_.hessian) {
     for (const Tap tap : all_taps) quantize_tap(layer, tap, View{});
     return;
@@ -258,10 +260,11 @@ void quantize(const QuantizeJob& job, Report& report) {
   }
   ModelWriter writer(job);
   try {
-    Arena arena(job.ops->memory(), *job.ledger, plan.device_bytes);
+    Arena arena(job.ops->memory(), *job.ledger, plan.device_bytes, job.poison);
     Run(job, arena, &writer, &report).run();
     REQUIRE(arena.peak() <= plan.device_bytes, "the plan was exceeded");
     planned["arena_peak_bytes"] = arena.peak();
+    report.add_driver_memory(*job.ops, *job.ledger);
     const PhaseTimer timer(report, "write");
     writer.finish(report);
   } catch (const Error& e) {

@@ -25,6 +25,7 @@ struct QuantizeJob {
   int zstd_level = 1;
   int threads = 0;  // of the writer; 0: all
   bool verbose = false;
+  bool poison = false;  // fill device memory with NaN when it is handed out; for tests
 };
 
 // The memory plan of the job in bytes of device memory, without running it.

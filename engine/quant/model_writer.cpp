@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "engine/model/install.h"
+#include "engine/ops/cpu_kernels.h"
 #include "engine/quant/driver.h"
 #include "engine/weight/bits.h"
 #include "engine/weight/pattern.h"
@@ -112,6 +113,12 @@ void ModelWriter::add_dense(const std::string& name, Loader& loader) {
   const std::span<std::byte> span(static_cast<std::byte*>(raw.view().data),
                                   static_cast<std::size_t>(bytes));
   job_.source->read_raw(name, loader, span);
+  const std::int64_t bad =
+      cpu_kernels(best_isa()).count_nonfinite(info.dtype, span.data(), info.rows * info.cols);
+  if (bad != 0) {
+    throw Error(ErrorCode::numeric, name + ": expected finite weights, found " +
+                                        std::to_string(bad) + " NaN or infinite values");
+  }
   Json entry;
   entry["plane"] = writer_->add_plane(name, span);
   entry["dtype"] = dtype_name(info.dtype);

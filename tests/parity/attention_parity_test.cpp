@@ -7,6 +7,13 @@
 namespace engine::test {
 namespace {
 
+// Failures print the case and its seed.
+template <class Case>
+requires requires(const Case& c) { c.name(); }
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.name() << ", seed " << seed_of(c.name());
+}
+
 // ---- rope ----
 
 struct RopeCase {
