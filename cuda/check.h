@@ -14,17 +14,29 @@ namespace engine {
 
 inline void check_cuda(cudaError_t status, const char* what, const char* file, int line) {
   if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // reported here; it must not surface again at the next launch
   const auto code =
       status == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::device;
   throw Error(code, std::string("cuda: ") + what + ": " + cudaGetErrorString(status) + " (" + file +
                         ":" + std::to_string(line) + ")");
 }
 
-inline void check_library(int status, const char* what, const char* file, int line) {
-  if (status == 0) return;
-  throw Error(ErrorCode::device, std::string("cuda: ") + what + ": status " +
-                                     std::to_string(status) + " (" + file + ":" +
-                                     std::to_string(line) + ")");
+// cuBLAS and cuBLASLt share one status type, cuSOLVER has its own; 0 is success in both.
+template <class Status>
+void check_library(Status status, Status no_memory, const char* what, const char* file, int line) {
+  if (static_cast<int>(status) == 0) return;
+  (void)cudaGetLastError();
+  const bool full = status == no_memory;
+  throw Error(full ? ErrorCode::out_of_memory : ErrorCode::device,
+              std::string("cuda: ") + what + ": " +
+                  (full ? "out of memory" : "status " + std::to_string(static_cast<int>(status))) +
+                  " (" + file + ":" + std::to_string(line) + ")");
+}
+inline void check_library(cublasStatus_t status, const char* what, const char* file, int line) {
+  check_library(status, CUBLAS_STATUS_ALLOC_FAILED, what, file, line);
+}
+inline void check_library(cusolverStatus_t status, const char* what, const char* file, int line) {
+  check_library(status, CUSOLVER_STATUS_ALLOC_FAILED, what, file, line);
 }
 
 // Launches and reports a refused launch with the kernel's name. Every kernel goes through here.
@@ -44,5 +56,5 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, 
 }  // namespace engine
 
 #define CUDA_TRY(call) ::engine::check_cuda((call), #call, __FILE__, __LINE__)
-// cuBLAS, cuBLASLt and cuSOLVER: 0 is success in all three.
-#define LIBRARY_TRY(call) ::engine::check_library(static_cast<int>(call), #call, __FILE__, __LINE__)
+// cuBLAS, cuBLASLt and cuSOLVER.
+#define LIBRARY_TRY(call) ::engine::check_library((call), #call, __FILE__, __LINE__)

@@ -188,14 +188,17 @@ std::int64_t CudaOps::mark() {
 }
 
 double CudaOps::elapsed_ms(std::int64_t from, std::int64_t to) {
+  // To wait for a mark alone, it need not be kept: its slot then holds a later one.
+  const std::int64_t oldest = from == to ? 0 : std::max<std::int64_t>(0, marks_ - max_marks);
   for (const std::int64_t m : {from, to}) {
-    REQUIRE(m >= 0 && m < marks_ && m >= marks_ - max_marks,
+    REQUIRE(m >= oldest && m < marks_,
             "mark " + std::to_string(m) + " is unknown or no longer kept");
   }
   cudaEvent_t first = events_[static_cast<std::size_t>(from % max_marks)];
   cudaEvent_t last = events_[static_cast<std::size_t>(to % max_marks)];
-  CUDA_TRY(cudaEventSynchronize(first));
   CUDA_TRY(cudaEventSynchronize(last));
+  if (from == to) return 0.0;
+  CUDA_TRY(cudaEventSynchronize(first));
   float ms = 0;
   CUDA_TRY(cudaEventElapsedTime(&ms, first, last));
   return static_cast<double>(ms);

@@ -102,14 +102,16 @@ EvalWindows load_eval_windows(const EvalText& text, const WeightSource& source,
       if (bos == BosPolicy::stream_start) ids.insert(ids.begin(), tokenizer->bos_id());
       return ids;
     };
+    // Tokens of text in a window.
+    const std::int64_t step = bos == BosPolicy::per_window ? seq - 1 : seq;
     if (text.dataset == Dataset::c4_old) {
       // 256 random cuts of single documents; the seed is part of the protocol.
-      const SampledWindows s = sample_document_windows(corpus.documents, encode, 256, seq, 0);
+      const SampledWindows s = sample_document_windows(corpus.documents, encode, 256, step, 0);
       for (const auto& w : s.windows) stream.insert(stream.end(), w.begin(), w.end());
     } else {
       stream = encode(corpus.text);
       if (text.dataset == Dataset::c4_new) {
-        stream.resize(std::min(stream.size(), static_cast<std::size_t>(256 * seq)));
+        stream.resize(std::min(stream.size(), static_cast<std::size_t>(256 * step)));
       }
     }
     if (bos == BosPolicy::per_window) bos_per_window = tokenizer->bos_id();

@@ -114,6 +114,7 @@ std::vector<double> Pass::losses(View hidden) {
     }
   }
   ops_.upload(host_view(next.data(), rows, 1), targets);
+  ops_.synchronize();  // an interruption below must not free what is being copied
   for (std::int64_t r = 0; r < rows; r += chunk) {
     check_interrupt();
     const std::int64_t n = std::min(chunk, rows - r);
@@ -164,16 +165,13 @@ std::vector<PplResult> perplexity(const PplJob& job, Report& report) {
   }
   Arena plan = Arena::measuring(job.ops->kind());
   static_cast<void>(Pass(job, all, plan, nullptr).run());
-  Json& planned = report["plan"];
-  planned["device_bytes"] = plan.peak();
-  for (std::size_t t = 0; t < mem_tag_count; ++t) {
-    const std::int64_t bytes = plan.tag_peaks()[t];
-    if (bytes > 0) planned[mem_tag_name(static_cast<MemTag>(t))] = bytes;
-  }
+  report.add_plan(plan.peak(), plan.tag_peaks());
   std::vector<double> nll;
   {
     Arena arena(job.ops->memory(), *job.ledger, plan.peak(), job.poison);
     nll = Pass(job, all, arena, &report).run();
+    REQUIRE(arena.peak() == plan.peak(), "planned " + std::to_string(plan.peak()) +
+                                             " bytes, took " + std::to_string(arena.peak()));
     report["plan"]["arena_peak_bytes"] = arena.peak();
     report.add_driver_memory(*job.ops, *job.ledger);
   }

@@ -19,6 +19,8 @@
 
 namespace engine {
 
+static_assert(std::endian::native == std::endian::little, "codes are packed through words");
+
 namespace bits_detail {
 
 inline void require_width(unsigned bits) {

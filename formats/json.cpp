@@ -118,7 +118,8 @@ Json parse_json(std::string_view text, const std::string& file, const JsonLimits
 }
 
 std::string read_text_file(const std::filesystem::path& path, std::size_t max_bytes) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) throw IoError(path.string(), "cannot open", errno);
   struct Closer {
     int fd;

@@ -47,12 +47,14 @@ class NewDirectory {
   NewDirectory(const NewDirectory&) = delete;
   NewDirectory& operator=(const NewDirectory&) = delete;
 
-  void write(const std::string& name, std::string_view text) {
+  void require_absent(const std::string& name) const {
     std::error_code error;
     if (std::filesystem::exists(path_ / name, error)) {
       throw Error(ErrorCode::usage,
                   path_.string() + ": already holds " + name + "; choose an empty directory");
     }
+  }
+  void write(const std::string& name, std::string_view text) {
     write_file_atomically(path_ / name, text);
     written_.push_back(path_ / name);
   }
@@ -122,6 +124,8 @@ void DecodeCommand::run() {
   const std::filesystem::path directory(out_);
   NewDirectory created(directory);
   ShardedCheckpointWriter writer(directory, tensors);
+  created.require_absent("config.json");
+  if (!source->tokenizer_name().empty()) created.require_absent(source->tokenizer_name());
 
   // One device matrix serves all linears.
   const auto widest = [&](Arena& arena) {

@@ -156,10 +156,7 @@ void QuantizeCommand::run() {
   }
   if (plan_only_) {
     const MemoryPlan plan = plan_quantize(job);
-    report["plan"]["device_bytes"] = plan.device_bytes;
-    for (std::size_t t = 0; t < mem_tag_count; ++t) {
-      if (plan.by_tag[t] > 0) report["plan"][mem_tag_name(static_cast<MemTag>(t))] = plan.by_tag[t];
-    }
+    report.add_plan(plan.device_bytes, plan.by_tag);
     emit_report(report, device_.report);
     return;
   }

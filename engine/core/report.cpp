@@ -101,6 +101,14 @@ void Report::add_device(Ops& ops) {
   d["memory_total_bytes"] = info.total_bytes;
 }
 
+void Report::add_plan(std::int64_t device_bytes, const TagBytes& by_tag) {
+  Json& plan = document_["plan"];
+  plan["device_bytes"] = device_bytes;
+  for (std::size_t t = 0; t < mem_tag_count; ++t) {
+    if (by_tag[t] > 0) plan[mem_tag_name(static_cast<MemTag>(t))] = by_tag[t];
+  }
+}
+
 void Report::add_driver_memory(Ops& ops, const Ledger& ledger) {
   if (ops.kind() != DeviceKind::cuda) return;
   const DeviceInfo info = ops.info();

@@ -19,7 +19,8 @@ class Report {
   // `command` names the program and subcommand, "engine quantize".
   explicit Report(std::string command);
 
-  // Free-form sections: report["model"] = ... Order of first use is the order of printing.
+  // Free-form sections: report["model"] = ... Order of first use is the order of printing. A
+  // reference is good until the next new section.
   Json& operator[](const std::string& section) { return document_[section]; }
   [[nodiscard]] const Json& document() const { return document_; }
 
@@ -28,8 +29,11 @@ class Report {
 
   // The device's name, model, features and memory.
   void add_device(Ops& ops);
+  // The planned peak of device memory: of the sum, and of each tag.
+  void add_plan(std::int64_t device_bytes, const TagBytes& by_tag);
   // While the run's memory is still held: what the driver says is in use on the device, against the
-  // ledger. The difference is the driver's context and the libraries' code, which no ledger sees.
+  // ledger. The difference is the driver's context, the libraries' code and whatever other programs
+  // hold on that device, which no ledger sees.
   void add_driver_memory(Ops& ops, const Ledger& ledger);
   // Peaks per memory and tag.
   void add_ledger(const Ledger& ledger);

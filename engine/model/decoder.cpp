@@ -73,11 +73,15 @@ void Decoder::layout(Arena& arena) {
   }
   rope_ = make_rope_table(arena, ops_, c, capacity_);
   scratch_ = make_block_scratch(arena, ops_, c, dtype_, 1, chunk, capacity_);
-  // Single tokens use another attention kernel with a workspace of its own.
+  // A few queries use another attention kernel with a workspace of its own. It splits the keys, and
+  // a shorter context can have more splits than a longer one, so every length is asked for.
   const AttnShape shape{c.heads, c.kv_heads, c.head_dim};
   std::int64_t workspace = scratch_.workspace.count();
   for (std::int64_t q = 1; q <= chunk; ++q) {
-    workspace = std::max(workspace, ops_.attention_workspace_bytes(shape, 1, q, capacity_));
+    if (ops_.attention_workspace_bytes(shape, 1, q, capacity_) == 0) continue;
+    for (std::int64_t kv = q; kv <= capacity_; ++kv) {
+      workspace = std::max(workspace, ops_.attention_workspace_bytes(shape, 1, q, kv));
+    }
   }
   scratch_.workspace = arena.make(MemTag::workspace, DType::u8, 1, workspace);
   ids_ = arena.make(MemTag::activations, DType::i32, chunk, 1);

@@ -28,12 +28,16 @@ void Loader::put(std::span<const std::byte> bytes, DType dtype, View out) {
   const std::int64_t row_bytes = out.cols * element;
   REQUIRE(row_bytes > 0 && row_bytes <= piece_bytes_, "a row is larger than the staging buffer");
   const std::int64_t rows_per_piece = piece_bytes_ / row_bytes;
+  // Two halves take turns, so that filling one overlaps the transfer of the other. The marks do not
+  // outlive the call: a backend keeps a bounded number of them.
+  std::int64_t marks[2] = {-1, -1};
+  const auto wait_for = [&](int half) {
+    if (marks[half] >= 0) static_cast<void>(ops_.elapsed_ms(marks[half], marks[half]));
+  };
+  int half = 0;
   for (std::int64_t r = 0; r < out.rows; r += rows_per_piece) {
     const std::int64_t n = std::min(rows_per_piece, out.rows - r);
-    // Two halves take turns, so that filling one overlaps the transfer of the other.
-    const int half = turn_;
-    turn_ ^= 1;
-    if (marks_[half] >= 0) static_cast<void>(ops_.elapsed_ms(marks_[half], marks_[half]));
+    wait_for(half);
     std::byte* host =
         reinterpret_cast<std::byte*>(staging_.view().host<std::uint8_t>()) + half * piece_bytes_;
     std::memcpy(host, bytes.data() + r * row_bytes, static_cast<std::size_t>(n * row_bytes));
@@ -47,8 +51,11 @@ void Loader::put(std::span<const std::byte> bytes, DType dtype, View out) {
       ops_.upload(from, piece);
       ops_.convert(piece, to);
     }
-    marks_[half] = ops_.mark();
+    marks[half] = ops_.mark();
+    half ^= 1;
   }
+  wait_for(0);
+  wait_for(1);
 }
 
 std::vector<std::string> dense_names(const ModelConfig& config) {

@@ -28,7 +28,7 @@ class Loader {
   [[nodiscard]] Ledger& ledger() const { return ledger_; }
 
   // Copies raw row-major elements (any alignment) of `dtype` into `out`, converting if out's dtype
-  // differs. bytes.size() must be out.count() elements.
+  // differs. bytes.size() must be out.count() elements. Waits until the copy is done.
   void put(std::span<const std::byte> bytes, DType dtype, View out);
 
  private:
@@ -38,8 +38,6 @@ class Loader {
   std::int64_t piece_bytes_;
   Buffer staging_;  // u8 [2, piece_bytes_]
   View scratch_;    // u8 [2, piece_bytes_] on the device, for dtype conversion
-  std::int64_t marks_[2] = {-1, -1};
-  int turn_ = 0;
 };
 
 struct DenseInfo {
@@ -80,7 +78,8 @@ class WeightSource {
 // Every dense tensor name of a model, in file order: embedding, norms by layer, final norm, head.
 [[nodiscard]] std::vector<std::string> dense_names(const ModelConfig& config);
 
-// Norms and all linears of one block. Runs on a measuring arena too. Throws Error(numeric) naming a tensor with NaN or infinity.
+// Norms and all linears of one block. Runs on a measuring arena too. Throws Error(numeric) naming a
+// tensor with NaN or infinity.
 void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out);
 
 // `model` is a directory, a .qw file or "synthetic:NAME".

@@ -10,7 +10,7 @@ namespace engine {
 struct AttnShape {
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;  // divides heads; query head h reads kv head h / (heads / kv_heads)
-  std::int64_t head_dim = 0;  // even
+  std::int64_t head_dim = 0;  // even, at most 256
 };
 
 // Row r of a stacked batch of sequences stands at position start + r % period.

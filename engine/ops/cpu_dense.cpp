@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -191,10 +192,10 @@ void CpuOps::row_argmax(View logits, View out) {
   pool_.run(logits.rows, row_grain(logits), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
       const float* row = x + r * logits.stride;
-      const float* found = std::find(row, row + logits.cols, kernels.row_max(row, logits.cols));
-      // Nothing is found in a row of NaN only.
+      const float peak = kernels.row_max(row, logits.cols);
+      const bool any = peak > -std::numeric_limits<float>::infinity();
       best[r * out.stride] =
-          found == row + logits.cols ? 0 : static_cast<std::int32_t>(found - row);
+          any ? static_cast<std::int32_t>(std::find(row, row + logits.cols, peak) - row) : 0;
     }
   });
 }

@@ -37,10 +37,12 @@ class DenseOps {
   virtual void convert(View in, View out) = 0;
 
   // nll[r] = log(sum_j exp(logits[r, j])) - logits[r, target[r]], f64. logits f32 [rows, vocab],
-  // target i32 [rows, 1] (negative: the row is skipped and gets 0), nll f64 [rows, 1].
+  // target i32 [rows, 1] (negative: the row is skipped and gets 0; below vocab: checked as in
+  // embed), nll f64 [rows, 1].
   virtual void row_nll(View logits, View target, View nll) = 0;
 
-  // The index of each row's maximum (the lowest one on ties). logits f32, out i32 [rows, 1].
+  // The index of each row's maximum (the lowest one on ties). NaN are passed over; 0 for a row with
+  // nothing above -infinity. logits f32, out i32 [rows, 1].
   virtual void row_argmax(View logits, View out) = 0;
 
   // Number of NaN and infinite elements. Synchronises.

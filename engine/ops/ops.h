@@ -38,7 +38,8 @@ class Ops : public DenseOps, public AttnOps, public QuantOps {
   virtual void copy(View from, View to) = 0;  // device to device
   virtual void synchronize() = 0;
 
-  // A point in the stream, for timing. elapsed_ms waits for `to`.
+  // A point in the stream, for timing. elapsed_ms waits for `to`; with from == to it only waits,
+  // and takes any mark ever made. Between two marks it may refuse one with 16384 made since.
   [[nodiscard]] virtual std::int64_t mark() = 0;
   [[nodiscard]] virtual double elapsed_ms(std::int64_t from, std::int64_t to) = 0;
 };

@@ -21,7 +21,7 @@ struct GptqProblem {
   View zeros;         // i32 [rows, groups]
   View codes;         // u8 [rows, d] out, one code per byte
   View loss;          // f64 [rows, 1] out: sum over columns of err^2 where err = (w_j - q) / U_jj
-  View workspace;     // u8 [1, gptq_workspace_bytes]
+  View workspace;     // u8 [1, gptq_workspace_bytes], at a multiple of 8 bytes
 };
 
 class QuantOps {
@@ -62,7 +62,8 @@ class QuantOps {
                             View damping) = 0;
 
   // In place: a (symmetric) becomes upper triangular R with a = R R^T; below the diagonal zeros.
-  // Returns false when a is not positive definite (a is then destroyed). Synchronises.
+  // Returns false when a is not positive definite (a is then destroyed). workspace u8
+  // [1, factor_workspace_bytes], at a multiple of 8 bytes. Synchronises.
   [[nodiscard]] virtual bool factor_upper(View a, View workspace) = 0;
   [[nodiscard]] virtual std::int64_t factor_workspace_bytes(std::int64_t d, DType dtype) = 0;
 

@@ -24,7 +24,6 @@ struct QuantizeJob {
   bool resume = false;
   int zstd_level = 1;
   int threads = 0;  // of the writer; 0: all
-  bool verbose = false;
   bool poison = false;  // fill device memory with NaN when it is handed out; for tests
 };
 

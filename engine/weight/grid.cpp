@@ -40,8 +40,10 @@ float stored_scale(float scale, const GridSpec& spec) {
   return round_to(spec.scale_dtype, std::clamp(scale, smallest, largest));
 }
 
-// A rounded zero as an integer; saturates, because the rule `paper` has no clamp of its own.
+// A rounded zero as an integer; saturates, because the rule `paper` has no clamp of its own. NaN,
+// which needs a range that overflows the arithmetic, becomes 0.
 std::int32_t to_zero(float rounded) {
+  if (std::isnan(rounded)) return 0;
   constexpr float limit = 2147483520.0F;  // the largest float below 2^31
   return static_cast<std::int32_t>(std::clamp(rounded, -limit, limit));
 }

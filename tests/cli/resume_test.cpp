@@ -250,7 +250,8 @@ TEST_F(Pipeline, InspectShowsWhatDiffers) {
   const Outcome outcome = run_program({"inspect", "--json", path("a.qw"), path("b.qw")});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   bool damping = false, error = false;
-  for (const Json& row : Json::parse(outcome.out).at("differences")) {
+  const Json document = Json::parse(outcome.out);
+  for (const Json& row : document.at("differences")) {
     const std::string key = row.at("key").get<std::string>();
     if (key == "options.damp") {
       damping = true;

@@ -93,9 +93,10 @@ class Comparing final : public Method {
   [[nodiscard]] Json options() const override { return gptq_->options(); }
   [[nodiscard]] Needs needs() const override { return gptq_->needs(); }
   std::vector<SiteResult> quantize_group(GroupPass& pass) override {
+    std::vector<SiteResult> plain;
     {
       const Arena::Scope scope(pass.arena);
-      plain_ = rtn_->quantize_group(pass);
+      plain = rtn_->quantize_group(pass);
     }
     std::vector<SiteResult> results = gptq_->quantize_group(pass);
     if (pass.dry()) return results;
@@ -103,7 +104,7 @@ class Comparing final : public Method {
       const SiteTask& task = pass.sites[i];
       SiteLoss loss{.name = linear_name(pass.layer, task.site)};
       loss.gptq = layer_loss(pass.ops, results[i].weight, task.weight, pass.hessian);
-      loss.rtn = layer_loss(pass.ops, plain_[i].weight, task.weight, pass.hessian);
+      loss.rtn = layer_loss(pass.ops, plain[i].weight, task.weight, pass.hessian);
       loss.reported = results[i].details["loss"].get<double>();
       // The solver's second moment is 2 / sequences times the sum, plus the damping.
       std::vector<float> w(index(task.weight.count())), q(w.size());
@@ -126,7 +127,6 @@ class Comparing final : public Method {
 
  private:
   std::unique_ptr<Method> gptq_, rtn_;
-  std::vector<SiteResult> plain_;
 };
 
 TEST_F(GptqTest, LayerLossIsBelowThatOfRoundToNearest) {

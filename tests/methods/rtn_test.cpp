@@ -88,7 +88,8 @@ TEST(Rtn, ErrorFallsWithBits) {
         const double error = row["relative_error"].get<double>();
         EXPECT_GT(error, 0.0) << name;
         // From 3 bits on a bit is worth nearly 6 dB.
-        if (bits > 1) EXPECT_LT(error, last.at(name) * (bits > 3 ? 0.35 : 1.0)) << name << bits;
+        const double bound = bits == 1 ? 2.0 : last.at(name) * (bits > 3 ? 0.35 : 1.0);
+        EXPECT_LT(error, bound) << name << " " << bits;
         last[name] = error;
       }
     }
@@ -113,7 +114,11 @@ TEST(Rtn, NoWeightIsOffByMoreThanHalfAStep) {
         spec.bits = bits;
         const UnitGrid grid = find_unit_grid(std::span(w).subspan(unit, 128), spec);
         for (std::size_t i = unit; i < unit + 128; ++i) {
-          const bool inside = std::abs(w[i] - q[i]) <= 0.5F * grid.scale * (1.0F + 0x1p-18F);
+          // The quotient and the product are each rounded once, by 2^-24 of themselves; bf16
+          // weights sit on ties often enough for that to show.
+          const double size = std::abs(double(w[i])), step = grid.scale;
+          const bool inside =
+              std::abs(double(w[i]) - double(q[i])) <= 0.5 * step + 0x1p-23 * (size + step);
           outside += inside ? 0 : 1;
         }
       }

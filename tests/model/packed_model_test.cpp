@@ -97,11 +97,13 @@ TEST_F(PackedModelTest, DevicePathEqualsReferenceCodecBitForBit) {
         const Comparison same = compare_bytes(std::as_bytes(std::span(found)),
                                               std::as_bytes(std::span(expected)), sizeof(float));
         EXPECT_TRUE(same) << name << ": " << same.message;
-        // Near the original, too: both could read the same nonsense.
+        // Near the original, too: both could read the same nonsense (unrelated weights are off by
+        // 2; GPTQ gives up weight error for output error).
         const double error = relative_square_error(found, tensors_.at("model." + name + ".weight"));
         EXPECT_GT(error, 0.0) << name;
-        EXPECT_LT(error, s.bits == 1 ? 1.0 : 6.0 / double(1 << (2 * s.bits))) << name;
-        EXPECT_TRUE(test::close(error, view.entry(name)["relative_error"].get<double>(), 1e-5)) << name;
+        EXPECT_LT(error, s.bits <= 2 ? 1.0 : 10.0 / double(1 << (2 * s.bits))) << name;
+        EXPECT_TRUE(test::close(error, view.entry(name)["relative_error"].get<double>(), 1e-5))
+            << name;
       }
     }
   }

@@ -33,7 +33,8 @@ struct ColumnOrder {
   std::vector<std::uint8_t> dead;         // in natural order
 };
 
-ColumnOrder column_order(Ops& ops, const View& hessian, const View& diagonal, bool act_order) {
+ColumnOrder column_order(Ops& ops, const View& hessian, std::int64_t sequences,
+                         const View& diagonal, bool act_order) {
   const auto d = static_cast<std::size_t>(hessian.cols);
   std::vector<float> diag(d);
   ops.diagonal(hessian, diagonal);
@@ -42,9 +43,10 @@ ColumnOrder column_order(Ops& ops, const View& hessian, const View& diagonal, bo
   order.dead.resize(d);
   for (std::size_t j = 0; j < d; ++j) order.dead[j] = diag[j] == 0.0F ? 1 : 0;
   if (act_order) {
-    // The official code sorts after dead diagonals became 1 (damping adds the same to all).
+    // The official code sorts after dead diagonals became 1, when H has its factor 2 / sequences
+    // (damping adds the same to all).
     for (std::size_t j = 0; j < d; ++j) {
-      if (order.dead[j] != 0) diag[j] = 1.0F;
+      if (order.dead[j] != 0) diag[j] = static_cast<float>(sequences) / 2.0F;
     }
     order.permutation.resize(d);
     std::iota(order.permutation.begin(), order.permutation.end(), 0);
@@ -189,7 +191,7 @@ std::vector<SiteResult> Gptq::quantize_group(GroupPass& pass) {
 
   ColumnOrder order;
   if (!pass.dry()) {
-    order = column_order(ops, pass.hessian, diagonal, o_.act_order);
+    order = column_order(ops, pass.hessian, pass.sequences, diagonal, o_.act_order);
     ops.upload(host_view(order.dead.data(), 1, d), dead_natural);
     if (o_.act_order) ops.upload(host_view(order.permutation.data(), 1, d), permutation);
   }
