@@ -50,6 +50,7 @@ class PplCommand final : public Command {
     app.add_flag("--peak", peak_,
                  "Also measure the device's matrix rate and report the share that was reached");
     device_.declare(app);
+    device_.declare_dtype(app);
   }
 
   void run() override;

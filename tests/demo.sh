@@ -10,8 +10,10 @@ out=demo
 rm -rf "$out"
 mkdir -p "$out/logs"
 
+# Each window is one sample of the full-precision model, from its BOS on, so that the log of the ratio
+# of two perplexities estimates the KL divergence between the models.
 evaluate() {  # NAME MODEL
-  "$program" ppl --model "$2" --text "$model/heldout.txt" --seq 512 \
+  "$program" ppl --model "$2" --text "$model/heldout.safetensors:tokens" --seq 512 \
     --report "$out/$1.ppl.json" >"$out/logs/$1.ppl.txt"
 }
 quantize() {  # NAME METHOD BITS [OPTIONS]

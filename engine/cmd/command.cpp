@@ -81,7 +81,9 @@ int run_program(const std::string& program, const std::string& about,
     for (const auto& [sub, command] : subcommands) {
       if (sub->parsed()) command->run();
     }
-    if (std::fflush(stdout) != 0) throw IoError("standard output", "cannot write", errno);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      throw IoError("standard output", "cannot write", errno);
+    }
     return 0;
   } catch (const CLI::Success& e) {
     return app.exit(e);
@@ -103,12 +105,15 @@ int run_program(const std::string& program, const std::string& about,
 void DeviceOptions::declare(CLI::App& app) {
   app.add_option("--device", device, "cpu, cuda:N, or auto (cuda:0 if there is a GPU)")
       ->capture_default_str();
-  app.add_option("--dtype", dtype,
-                 "Compute dtype: f32, bf16, f16, or auto (f32 on the CPU, bf16 on a GPU)")
-      ->capture_default_str();
   app.add_option("--threads", threads, "CPU threads; 0: all")->capture_default_str();
   app.add_flag("--trace", trace, "Time every op on the device and add the table to the report");
   app.add_option("--report", report, "Also write the report as JSON to this file");
+}
+
+void DeviceOptions::declare_dtype(CLI::App& app) {
+  app.add_option("--dtype", dtype,
+                 "Compute dtype: f32, bf16, f16, or auto (f32 on the CPU, bf16 on a GPU)")
+      ->capture_default_str();
 }
 
 std::unique_ptr<Ops> DeviceOptions::make(Ledger& ledger) const {

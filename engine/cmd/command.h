@@ -28,7 +28,7 @@ class Command {
 int run_program(const std::string& program, const std::string& about,
                 std::vector<std::unique_ptr<Command>> commands, int argc, char** argv);
 
-// --device --dtype --threads --report: where and how to compute.
+// Where and how to compute.
 struct DeviceOptions {
   std::string device = "auto";  // auto: cuda:0 if there is one, else cpu; the report says which
   std::string dtype = "auto";   // auto: f32 on cpu, bf16 on cuda
@@ -36,7 +36,8 @@ struct DeviceOptions {
   bool trace = false;
   std::string report;
 
-  void declare(CLI::App& app);
+  void declare(CLI::App& app);        // --device --threads --trace --report
+  void declare_dtype(CLI::App& app);  // --dtype, for commands that run the model
   [[nodiscard]] std::unique_ptr<Ops> make(Ledger& ledger) const;
   [[nodiscard]] DType compute_dtype(const Ops& ops) const;
 };

@@ -1,11 +1,13 @@
 // engine decode: a packed file back to a dense Hugging Face checkpoint directory.
 #include <algorithm>
+#include <optional>
 
 #include "engine/cmd/commands.h"
 #include "engine/core/args.h"
 #include "engine/core/interrupt.h"
 #include "engine/core/progress.h"
 #include "engine/model/source.h"
+#include "engine/ops/trace_ops.h"
 #include "formats/safetensors.h"
 
 namespace engine {
@@ -119,7 +121,10 @@ void DecodeCommand::run() {
   }
 
   Ledger ledger;
-  const std::unique_ptr<Ops> ops = device_.make(ledger);
+  const std::unique_ptr<Ops> backend = device_.make(ledger);
+  std::optional<TraceOps> traced;
+  if (device_.trace) traced.emplace(*backend, true);
+  Ops* const ops = traced ? &*traced : backend.get();
   report.add_device(*ops);
   const std::filesystem::path directory(out_);
   NewDirectory created(directory);
@@ -188,6 +193,7 @@ void DecodeCommand::run() {
   }
   writer.commit();
   created.keep();
+  if (traced) report["ops"] = traced->to_json();
   report.add_ledger(ledger);
   report["directory"] = out_;
   report["tensors"] = tensors.size();

@@ -2,11 +2,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 
 #include "engine/cmd/commands.h"
 #include "engine/core/interrupt.h"
 #include "engine/core/progress.h"
 #include "engine/model/decoder.h"
+#include "engine/ops/trace_ops.h"
 #include "engine/quant/calibration.h"
 #include "formats/safetensors.h"
 
@@ -39,6 +41,7 @@ class GenerateCommand final : public Command {
     app.add_flag("--plain-prompt", plain_,
                  "Names of special tokens in the prompt are ordinary text");
     device_.declare(app);
+    device_.declare_dtype(app);
   }
   void run() override;
 
@@ -104,12 +107,15 @@ void GenerateCommand::run() {
 
   Ledger ledger;
   const std::unique_ptr<Ops> ops = device_.make(ledger);
+  std::optional<TraceOps> traced;
+  if (device_.trace) traced.emplace(*ops, true);
+  Ops& used = traced ? static_cast<Ops&>(*traced) : *ops;
   report.add_device(*ops);
   std::unique_ptr<Decoder> decoder;
   {
     const PhaseTimer timer(report, "load");
     decoder =
-        std::make_unique<Decoder>(*source, *ops, ledger, device_.compute_dtype(*ops), capacity);
+        std::make_unique<Decoder>(*source, used, ledger, device_.compute_dtype(*ops), capacity);
   }
 
   const bool stream = tokenizer != nullptr && samples_ == 1 && text_out_.empty();
@@ -117,7 +123,8 @@ void GenerateCommand::run() {
   std::string texts;
   std::int64_t generated = 0;
   {
-    Progress progress("generate", stream ? 1 : samples_);
+    std::optional<Progress> progress;  // not beside streamed text
+    if (!stream) progress.emplace("generate", samples_);
     const PhaseTimer timer(report, "generate");
     for (std::int64_t s = 0; s < samples_; ++s) {
       SamplingOptions options = sampling_;
@@ -155,7 +162,7 @@ void GenerateCommand::run() {
         }
       }
       all.push_back(std::move(tokens));
-      if (!stream) progress.advance(1);
+      if (progress) progress->advance(1);
     }
   }
   if (stream) std::fputs("\n\n", stdout);
@@ -180,6 +187,7 @@ void GenerateCommand::run() {
   report["prompt_tokens"] = prompt.size();
   report["generated_tokens"] = generated;
   report["tokens_per_s"] = static_cast<double>(generated) / seconds;
+  if (traced) report["ops"] = traced->to_json();
   report.add_ledger(ledger);
   if (!device_.report.empty()) report.write_json(device_.report);
   std::fprintf(stderr, "%lld tokens, %.1f token/s on %s\n", static_cast<long long>(generated),

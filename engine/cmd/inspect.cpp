@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "engine/cmd/commands.h"
+#include "engine/core/interrupt.h"
 #include "engine/core/progress.h"
 #include "engine/model/packed_model.h"
 #include "engine/weight/bits.h"
@@ -47,6 +48,7 @@ Json inspect_packed(const std::filesystem::path& path, bool verify) {
     Progress progress("verify", static_cast<std::int64_t>(reader.planes().size()));
     reader.verify_all(std::max(1U, std::thread::hardware_concurrency()),
                       [&](std::size_t, std::size_t) {
+                        check_interrupt();
                         progress.advance(1);
                         return true;
                       });
@@ -96,7 +98,8 @@ void flatten(const Json& value, const std::string& path,
   } else if (value.is_array()) {
     // Rows of linears are found by name, so that a missing one does not shift all others.
     for (std::size_t i = 0; i < value.size(); ++i) {
-      const bool named = value[i].is_object() && value[i].contains("linear");
+      const bool named =
+          value[i].is_object() && value[i].contains("linear") && value[i]["linear"].is_string();
       flatten(
           value[i],
           path + "[" + (named ? value[i]["linear"].get<std::string>() : std::to_string(i)) + "]",

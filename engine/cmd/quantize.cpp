@@ -47,6 +47,7 @@ class QuantizeCommand final : public Command {
     app.add_flag("--resume", resume_, "Continue an interrupted run of the same command");
     app.add_flag("--plan", plan_only_, "Print the memory plan and stop");
     device_.declare(app);
+    device_.declare_dtype(app);
     // The method's own options exist once the method is known.
     for (std::size_t i = 0; i < args.size(); ++i) {
       if (args[i] == "--method" && i + 1 < args.size()) method_ = make_method(args[i + 1]);

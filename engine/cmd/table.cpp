@@ -19,13 +19,23 @@ std::string number(double v, int digits) {
   return text;
 }
 
-// Peak of the device's memory in a report: that of its "device" entry, the largest one otherwise.
+// Peak of the memory of the report's device; host staging beside a GPU does not count.
 std::string peak_text(const Json& report) {
-  std::int64_t peak = 0;
-  for (const Json& row : report.value("memory", Json::array())) {
-    peak = std::max(peak, row.value("peak_bytes", std::int64_t{0}));
+  for (const Json& row : report.at("memory")) {
+    if (row.at("memory") == report.at("device").at("name")) {
+      return human_bytes(row.at("peak_bytes").get<std::int64_t>());
+    }
   }
-  return peak > 0 ? human_bytes(peak) : "-";
+  return "-";
+}
+
+// Bits per weight of a dense model, by the dtype of its linears.
+std::string dense_bits(const Json& model) {
+  const std::string dtype = model.value("dtype", std::string());
+  for (const DType d : {DType::f32, DType::f16, DType::bf16}) {
+    if (dtype == dtype_name(d)) return std::to_string(8 * dtype_bytes(d));
+  }
+  return "-";
 }
 
 std::string seconds_text(const Json& report) {
@@ -85,16 +95,19 @@ class TableCommand final : public Command {
     }
     for (const char* h : {"bits nominal", "stored", "on disk", "whole model", "file"})
       head.emplace_back(h);
-    if (quantized) {
-      const Json& linears = quantize.at("bits")[0];
+    // A packed model's report carries its bits itself.
+    const Json& model = ppl.at("model");
+    if (model.at("kind") == "packed") {
+      const Json& linears = model.at("bits").at(0);
       row.push_back(number(linears.at("bits_nominal").get<double>(), 2));
       row.push_back(number(linears.at("bits_stored").get<double>(), 3));
       row.push_back(number(linears.at("bits_on_disk").get<double>(), 3));
-      row.push_back(number(quantize.at("bits")[1].at("bits_on_disk").get<double>(), 3));
-      row.push_back(human_bytes(quantize.at("file_bytes").get<std::int64_t>()));
+      row.push_back(number(model.at("bits").at(1).at("bits_on_disk").get<double>(), 3));
+      row.push_back(human_bytes(model.at("file_bytes").get<std::int64_t>()));
     } else {
-      const std::int64_t bytes = ppl.at("model").value("tensors_bytes", std::int64_t{0});
-      for (int i = 0; i < 4; ++i) row.emplace_back(i == 0 ? "16" : "-");
+      const std::int64_t bytes = model.value("tensors_bytes", std::int64_t{0});
+      row.push_back(dense_bits(model));
+      for (int i = 0; i < 3; ++i) row.emplace_back("-");
       row.push_back(bytes > 0 ? human_bytes(bytes) : "-");
     }
     for (const char* h : {"quantize peak", "quantize s", "eval peak", "eval s"})
@@ -104,10 +117,10 @@ class TableCommand final : public Command {
     row.push_back(peak_text(ppl));
     row.push_back(number(ppl.at("speed").at("seconds").get<double>(), 1));
     if (rows_.empty()) rows_.push_back(head);
-    if (row.size() != rows_.front().size()) {
+    if (head != rows_.front()) {
       throw Error(ErrorCode::mismatch,
-                  file.string() + ": expected " + std::to_string(rows_.front().size()) +
-                      " columns as in the other reports, found " + std::to_string(row.size()));
+                  file.string() +
+                      ": expected results on the same texts as in the other reports, found others");
     }
     rows_.push_back(std::move(row));
   }

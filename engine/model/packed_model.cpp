@@ -9,6 +9,8 @@ namespace engine {
 namespace {
 
 constexpr std::int64_t max_plane_id = std::int64_t{1} << 31;
+// As for the file in a checkpoint directory.
+constexpr std::uint64_t max_tokenizer_bytes = std::uint64_t{64} << 20;
 
 void check_plane(const PackedReader& reader, std::uint32_t id, std::int64_t bytes,
                  const std::string& place) {
@@ -23,6 +25,14 @@ void check_plane(const PackedReader& reader, std::uint32_t id, std::int64_t byte
                       std::to_string(bytes) + " bytes in plane " + std::to_string(id),
                       std::to_string(found));
   }
+}
+
+DType dense_dtype(const JsonObject& entry) {
+  const std::string name = entry.text("dtype");
+  for (const DType d : {DType::f32, DType::f16, DType::bf16}) {
+    if (name == dtype_name(d)) return d;
+  }
+  entry.fail("dtype", "f32, f16 or bf16");
 }
 
 }  // namespace
@@ -57,6 +67,12 @@ PackedModel read_packed_model(const PackedReader& reader) {
     model.tokenizer_name = t.text("name");
     model.tokenizer_plane = static_cast<std::uint32_t>(t.integer("plane", 0, max_plane_id));
     if (model.tokenizer_plane >= reader.planes().size()) t.fail("plane", "a plane of the file");
+    const std::uint64_t bytes = reader.planes()[model.tokenizer_plane].raw_bytes;
+    if (model.tokenizer_name.empty() || bytes == 0 || bytes > max_tokenizer_bytes) {
+      throw FormatError(file, "tokenizer",
+                        "a name and 1 to " + std::to_string(max_tokenizer_bytes) + " bytes",
+                        quote_text(model.tokenizer_name) + " of " + std::to_string(bytes));
+    }
   }
 
   const JsonObject dense = top.object("dense");
@@ -64,11 +80,7 @@ PackedModel read_packed_model(const PackedReader& reader) {
     const JsonObject d = dense.object(name);
     PackedDense out;
     out.plane = static_cast<std::uint32_t>(d.integer("plane", 0, max_plane_id));
-    out.info.dtype = parse_dtype(d.text("dtype"));
-    if (out.info.dtype != DType::f32 && out.info.dtype != DType::f16 &&
-        out.info.dtype != DType::bf16) {
-      d.fail("dtype", "f32, f16 or bf16");
-    }
+    out.info.dtype = dense_dtype(d);
     const bool matrix = name == "embed_tokens.weight" || name == "lm_head.weight";
     out.info.rows = matrix ? model.config.vocab : 1;
     out.info.cols = model.config.hidden;

@@ -19,8 +19,8 @@ class Loader {
  public:
   static constexpr std::int64_t max_piece_bytes = 64 << 20;
 
-  // The staging buffer comes from ops.staging_memory(), the scratch from `arena`; both are no larger
-  // than the model's largest tensor needs. On a measuring arena only the layout is recorded.
+  // The staging buffer comes from ops.staging_memory(), the scratch from `arena`; both are no
+  // larger than the model's largest tensor needs. On a measuring arena only the layout is recorded.
   Loader(Ops& ops, Ledger& ledger, Arena& arena, const ModelConfig& config);
 
   [[nodiscard]] Ops& ops() const { return ops_; }

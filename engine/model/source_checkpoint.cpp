@@ -23,6 +23,13 @@ DType engine_dtype(TensorDType d) {
   }
 }
 
+std::string xxh3_hex(const std::string& bytes) {
+  char hash[17];
+  std::snprintf(hash, sizeof hash, "%016llx",
+                static_cast<unsigned long long>(XXH3_64bits(bytes.data(), bytes.size())));
+  return hash;
+}
+
 class CheckpointSource final : public WeightSource {
  public:
   explicit CheckpointSource(const std::filesystem::path& directory)
@@ -41,6 +48,14 @@ class CheckpointSource final : public WeightSource {
                                            " (the files hold that many layers), found " +
                                            std::to_string(config_.layers));
     }
+    // A bias would be left out of every product.
+    for (const std::string& name : checkpoint_.names()) {
+      if (name.ends_with("_proj.bias")) {
+        throw Error(ErrorCode::mismatch,
+                    directory.string() + ": " + name +
+                        ": expected no biases, as config.json says, found a tensor");
+      }
+    }
     for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
       std::error_code error;
       if (std::filesystem::is_regular_file(directory / name, error)) {
@@ -53,21 +68,27 @@ class CheckpointSource final : public WeightSource {
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
 
   [[nodiscard]] Json describe() const override {
-    // Names, shapes and places of all tensors; the weights themselves are hashed where they are
-    // read (packed planes carry their own hashes).
-    std::string layout = config_to_json(config_);
+    // Names, shapes and places of all tensors, and the first bytes of each: enough to tell two
+    // models of one shape apart without reading either.
+    constexpr std::size_t sample_bytes = 4096;
+    std::string layout = config_to_json(config_), sample;
     for (const std::string& name : checkpoint_.names()) {
       const TensorInfo& t = *checkpoint_.find(name);
       layout += name + shape_text(t.shape) + std::to_string(t.begin) + ":" + std::to_string(t.end);
+      const auto bytes = checkpoint_.bytes(t);
+      sample.append(reinterpret_cast<const char*>(bytes.data()),
+                    std::min(bytes.size(), sample_bytes));
     }
-    char hash[17];
-    std::snprintf(hash, sizeof hash, "%016llx",
-                  static_cast<unsigned long long>(XXH3_64bits(layout.data(), layout.size())));
+    // "models/tiny/" names the same directory as "models/tiny".
+    std::filesystem::path path = std::filesystem::absolute(directory_).lexically_normal();
+    if (!path.has_filename()) path = path.parent_path();
     Json j;
     j["kind"] = "checkpoint";
-    j["name"] = std::filesystem::absolute(directory_).lexically_normal().filename().string();
+    j["name"] = path.filename().string();
+    j["dtype"] = dtype_name(linear_dtype());
     j["tensors_bytes"] = checkpoint_.total_bytes();
-    j["layout_xxh3"] = hash;
+    j["layout_xxh3"] = xxh3_hex(layout);
+    j["sample_xxh3"] = xxh3_hex(sample);
     return j;
   }
 

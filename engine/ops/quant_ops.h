@@ -68,8 +68,8 @@ class QuantOps {
   [[nodiscard]] virtual std::int64_t factor_workspace_bytes(std::int64_t d, DType dtype) = 0;
 
   // out[:, j] = in[:, perm[j]], f32/f16/bf16 in -> f32 out, or u8 -> u8 (codes; no dead then). perm
-  // empty: conversion only. Columns with dead[j] != 0 (dead u8 [1, d] in the order of out, or empty)
-  // become 0. in is not out.
+  // empty: conversion only. Columns with dead[j] != 0 (dead u8 [1, d] in the order of out, or
+  // empty) become 0. in is not out.
   virtual void gather_columns(View in, View perm, View dead, View out) = 0;
 
   virtual void gptq_sweep(const GptqProblem& problem) = 0;

@@ -50,8 +50,8 @@ Calibration from_text(const CalibrationRequest& r, const WeightSource& source) {
     sampled = sample_document_windows(corpus.documents, encode, r.samples, r.seq, r.seed);
   } else {
     const std::vector<std::int32_t> stream = encode(corpus.text);
-    if (static_cast<std::int64_t>(stream.size()) <= r.seq + 1) {
-      throw Error(ErrorCode::usage, r.file + ": expected more than " + std::to_string(r.seq + 1) +
+    if (static_cast<std::int64_t>(stream.size()) <= r.seq) {
+      throw Error(ErrorCode::usage, r.file + ": expected more than " + std::to_string(r.seq) +
                                         " tokens for --seq " + std::to_string(r.seq) + ", found " +
                                         std::to_string(stream.size()));
     }

@@ -91,8 +91,7 @@ StreamPass Run::stream_pass() {
 void Run::run() {
   const TokenWindows& tokens = job_.calibration;
   if (needs_.hessian) {
-    batch_ = job_.batch > 0 ? std::min(job_.batch, tokens.windows)
-                            : default_batch(ops_.kind(), tokens.seq, tokens.windows);
+    batch_ = effective_batch(job_);
     hidden_ = arena_.make(MemTag::hidden_stream, job_.dtype, tokens.rows(), config_.hidden);
     reference_ =
         arena_.make(MemTag::hidden_stream, job_.dtype, batch_ * tokens.seq, config_.hidden);
@@ -244,6 +243,12 @@ void Run::resume_block(std::int64_t layer) {
 }
 
 }  // namespace
+
+std::int64_t effective_batch(const QuantizeJob& job) {
+  const TokenWindows& tokens = job.calibration;
+  return job.batch > 0 ? std::min(job.batch, tokens.windows)
+                       : default_batch(job.ops->kind(), tokens.seq, tokens.windows);
+}
 
 MemoryPlan plan_quantize(const QuantizeJob& job) {
   Arena arena = Arena::measuring(job.ops->kind());

@@ -23,9 +23,12 @@ struct QuantizeJob {
   std::filesystem::path out;
   bool resume = false;
   int zstd_level = 1;
-  int threads = 0;  // of the writer; 0: all
+  int threads = 0;      // of the writer; 0: all
   bool poison = false;  // fill device memory with NaN when it is handed out; for tests
 };
+
+// Calibration sequences that go through a block at a time: job.batch or the device's default.
+[[nodiscard]] std::int64_t effective_batch(const QuantizeJob& job);
 
 // The memory plan of the job in bytes of device memory, without running it.
 struct MemoryPlan {

@@ -7,7 +7,7 @@
 #include "engine/ops/cpu_kernels.h"
 #include "engine/quant/driver.h"
 #include "engine/weight/bits.h"
-#include "engine/weight/pattern.h"
+#include "engine/weight/codec.h"
 
 namespace engine {
 namespace {
@@ -38,6 +38,8 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
   identity_["compute_dtype"] = dtype_name(job.dtype);
   identity_["device"] = job.ops->kind() == DeviceKind::cpu ? "cpu" : "cuda";
   identity_["calibration"] = job.calibration_protocol;
+  // The order in which the statistics are summed up.
+  if (job.method->needs().hessian) identity_["batch"] = effective_batch(job);
 
   if (!job.resume) {
     writer_.emplace(job.out, writer_options(job));
@@ -50,20 +52,59 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
   }
   // From here on a failure must not destroy what the earlier run left.
   resumed->writer.keep_for_resume();
+  const JsonObject state(resumed->state, job.out.string() + ".journal");
+  const JsonObject identity = state.object("identity");
   for (const auto& [key, value] : identity_.items()) {
-    const Json found =
-        resumed->state.contains("identity") ? resumed->state["identity"][key] : Json();
-    if (found != value) {
+    const Json* found = identity.find(key);
+    if ((found == nullptr ? Json() : *found) != value) {
       throw Error(ErrorCode::mismatch, job.out.string() + ": --resume: " + key + ": expected " +
-                                           describe(found) + " as in the unfinished file, found " +
-                                           describe(value));
+                                           describe(found == nullptr ? Json() : *found) +
+                                           " as in the unfinished file, found " + describe(value));
     }
   }
-  finished_ = resumed->state["finished"].get<std::int64_t>();
-  linears_ = resumed->state["linears"];
-  dense_ = resumed->state["dense"];
-  blocks_ = resumed->state["blocks"];
+  finished_ = state.integer("finished", 1, config_.layers);
+  linears_ = state.object("linears").value();
+  dense_ = state.object("dense").value();
+  if (!state.has("blocks") || !state.find("blocks")->is_array()) state.fail("blocks", "an array");
+  blocks_ = *state.find("blocks");
   writer_.emplace(std::move(resumed->writer));
+  check_resumed(state);
+}
+
+// What the rest of the run and finish() take from the journal's tables.
+void ModelWriter::check_resumed(const JsonObject& state) const {
+  const auto planes = static_cast<std::int64_t>(writer_->planes().size());
+  const JsonObject linears = state.object("linears"), dense = state.object("dense");
+  for (std::int64_t layer = 0; layer < finished_; ++layer) {
+    for (const Site s : all_sites) {
+      const std::string name = linear_name(layer, s);
+      const JsonObject entry = linears.object(name);
+      const PackedLinear linear =
+          parse_linear_entry(entry.value(), state.file(), "linears." + name);
+      const SiteShape shape = site_shape(config_, s);
+      if (linear.weight.rows != shape.rows || linear.weight.cols != shape.cols) {
+        linears.fail(name, "the model's shape");
+      }
+      for (std::size_t i = 0; i < linear.planes.size(); ++i) {
+        if (linear.planes[i] >= writer_->planes().size() ||
+            writer_->planes()[linear.planes[i]].raw_bytes !=
+                static_cast<std::uint64_t>(linear.weight.planes[i].raw_bytes())) {
+          linears.fail(name, "planes of the unfinished file");
+        }
+      }
+      static_cast<void>(entry.text("outcome"));
+      for (const char* key :
+           {"relative_error", "bits_nominal", "bits_stored", "bytes_stored", "bytes_on_disk"}) {
+        static_cast<void>(entry.number(key));
+      }
+    }
+  }
+  for (const auto& [name, value] : dense_.items()) {
+    const JsonObject entry = dense.object(name);
+    static_cast<void>(entry.integer("plane", 0, planes - 1));
+    static_cast<void>(entry.number("rows"));
+    static_cast<void>(entry.number("cols"));
+  }
 }
 
 void ModelWriter::install(const std::string& name, Loader& loader, View out) const {
@@ -77,6 +118,7 @@ void ModelWriter::install(const std::string& name, Loader& loader, View out) con
     writer_->read_plane(linear.planes[i], {static_cast<std::byte*>(plane.data.data),
                                            static_cast<std::size_t>(plane.raw_bytes())});
   }
+  validate(linear.weight, job_.out.string(), "linears." + name);
   install_linear(linear.weight, name, loader, out);
 }
 

@@ -37,6 +37,7 @@ class ModelWriter {
   void keep_for_resume() { writer_->keep_for_resume(); }
 
  private:
+  void check_resumed(const JsonObject& state) const;
   void add_dense(const std::string& name, Loader& loader);
   [[nodiscard]] Json bits() const;
 
