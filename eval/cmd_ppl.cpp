@@ -108,7 +108,7 @@ void PplCommand::run() {
   if (device_.trace) traced.emplace(*ops, true);
   job.ops = traced ? &*traced : ops.get();
   job.ledger = &ledger;
-  job.dtype = device_.compute_dtype(*ops);
+  job.dtype = device_.compute_dtype(*ops, source->linear_dtype());
   job.batch = batch_;
   report.add_device(*ops);
   Json& numerics = report["numerics"];

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "formats/error.h"
+#include "formats/json.h"
 #include "formats/tokenizer_parts.h"
 #include "formats/utf8.h"
 
@@ -78,7 +79,7 @@ class SpmTokenizer final : public Tokenizer {
       auto& slot = byte_ids_[static_cast<std::size_t>(byte_piece_value(text))];
       if (slot != absent) {
         throw FormatError(info().file, "piece " + std::to_string(id), "distinct byte pieces",
-                          piece.text + " again");
+                          quote_text(piece.text) + " again");
       }
       slot = id;
     } else if (piece.type == SpmPiece::Type::normal && !text.empty()) {
@@ -186,7 +187,7 @@ void check_piece(const SpmPiece& piece, const std::string& file, const std::stri
                       "type " + std::to_string(static_cast<int>(piece.type)));
   }
   if (piece.type == Type::byte && byte_piece_value(piece.text) < 0) {
-    throw FormatError(file, place, "a byte piece spelled <0xHH>", piece.text);
+    throw FormatError(file, place, "a byte piece spelled <0xHH>", quote_text(piece.text));
   }
   if (std::isnan(piece.score)) throw FormatError(file, place, "a score", "NaN");
 }

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "formats/error.h"
+#include "formats/json.h"
 #include "formats/tokenizer_parts.h"
 #include "formats/utf8.h"
 
@@ -17,7 +18,7 @@ Tokenizer::Tokenizer(TokenizerInfo info, std::vector<std::string> bytes)
   std::size_t size = bytes_.size();
   for (const AddedToken& token : info_.added) {
     if (token.id < 0 || static_cast<std::size_t>(token.id) >= limit) {
-      throw FormatError(info_.file, "added token " + token.text,
+      throw FormatError(info_.file, "added token " + quote_text(token.text),
                         "an id in 0.." + std::to_string(limit - 1), std::to_string(token.id));
     }
     size = std::max(size, static_cast<std::size_t>(token.id) + 1);
@@ -32,7 +33,7 @@ Tokenizer::Tokenizer(TokenizerInfo info, std::vector<std::string> bytes)
     if (token.text.empty() || kinds_[at] == Kind::added || kinds_[at] == Kind::special ||
         !added_ids_.emplace(token.text, token.id).second) {
       throw FormatError(info_.file, "added tokens", "distinct, non-empty names and distinct ids",
-                        "'" + token.text + "' with id " + std::to_string(token.id) + " again");
+                        quote_text(token.text) + " with id " + std::to_string(token.id) + " again");
     }
     kinds_[at] = token.special ? Kind::special : Kind::added;
     bytes_[at] = token.text;

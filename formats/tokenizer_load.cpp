@@ -1,8 +1,7 @@
 // Finds the tokenizer file of a checkpoint and tells its format from its content.
-#include <cerrno>
-#include <fstream>
 
 #include "formats/error.h"
+#include "formats/json.h"
 #include "formats/sha256.h"
 #include "formats/tokenizer_parts.h"
 
@@ -10,26 +9,7 @@ namespace engine {
 namespace {
 
 // Far above any real file (LLaMA3's tokenizer.json has 9 MB).
-constexpr std::uintmax_t largest_file = 256U << 20;
-
-std::string read_file(const std::filesystem::path& path) {
-  errno = 0;
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw IoError(path.string(), "cannot open", errno);
-  std::error_code error;
-  const std::uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) throw IoError(path.string(), "cannot get the size", error.value());
-  if (size > largest_file) {
-    throw FormatError(path.string(), "file size",
-                      "at most " + std::to_string(largest_file) + " bytes", std::to_string(size));
-  }
-  std::string bytes(static_cast<std::size_t>(size), '\0');
-  in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  if (static_cast<std::uintmax_t>(in.gcount()) != size) {
-    throw IoError(path.string(), "cannot read", errno);
-  }
-  return bytes;
-}
+constexpr std::size_t largest_file = 256U << 20;
 
 }  // namespace
 
@@ -67,7 +47,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
                     "no tokenizer found: neither tokenizer.json nor tokenizer.model is there", 0);
     }
   }
-  return tokenizer_from_bytes(read_file(path), path.string());
+  return tokenizer_from_bytes(read_text_file(path, largest_file), path.string());
 }
 
 }  // namespace engine

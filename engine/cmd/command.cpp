@@ -112,7 +112,8 @@ void DeviceOptions::declare(CLI::App& app) {
 
 void DeviceOptions::declare_dtype(CLI::App& app) {
   app.add_option("--dtype", dtype,
-                 "Compute dtype: f32, bf16, f16, or auto (f32 on the CPU, bf16 on a GPU)")
+                 "Compute dtype: f32, bf16, f16, or auto (f32 on the CPU; on a GPU f16 for f16 "
+                 "checkpoints, bf16 for others)")
       ->capture_default_str();
 }
 
@@ -127,8 +128,11 @@ std::unique_ptr<Ops> DeviceOptions::make(Ledger& ledger) const {
   return make_ops(device, ledger, threads);
 }
 
-DType DeviceOptions::compute_dtype(const Ops& ops) const {
-  if (dtype == "auto") return ops.kind() == DeviceKind::cpu ? DType::f32 : DType::bf16;
+DType DeviceOptions::compute_dtype(const Ops& ops, DType stored) const {
+  if (dtype == "auto") {
+    if (ops.kind() == DeviceKind::cpu) return DType::f32;
+    return stored == DType::f16 ? DType::f16 : DType::bf16;
+  }
   for (const DType d : {DType::f32, DType::bf16, DType::f16}) {
     if (dtype == dtype_name(d)) return d;
   }

@@ -39,7 +39,9 @@ struct DeviceOptions {
   void declare(CLI::App& app);        // --device --threads --trace --report
   void declare_dtype(CLI::App& app);  // --dtype, for commands that run the model
   [[nodiscard]] std::unique_ptr<Ops> make(Ledger& ledger) const;
-  [[nodiscard]] DType compute_dtype(const Ops& ops) const;
+  // `stored` is the dtype of the model's weights: auto on a GPU is f16 for an f16 checkpoint, bf16
+  // otherwise, so that no weight is rounded before it is used.
+  [[nodiscard]] DType compute_dtype(const Ops& ops, DType stored) const;
 };
 
 // Throws now what writing `path` would throw at the end of a long run: Error(usage) naming `option`

@@ -182,6 +182,10 @@ void DecodeCommand::run() {
       check_interrupt();
       const View w = shaped(device, s);
       source->load_linear(i, s, loader, w);
+      if (ops->count_nonfinite(w) != 0) {
+        throw Error(ErrorCode::numeric, linear_name(i, s) + ": --out-dtype: expected values that " +
+                                            dtype_name(dtype_) + " can hold, found larger ones");
+      }
       const Buffer raw = host_bytes(w.bytes());
       ops->download(w, make_view(raw.view().data, dtype_, DeviceKind::cpu, w.rows, w.cols));
       append("model." + linear_name(i, s) + ".weight", raw);

@@ -114,8 +114,8 @@ void GenerateCommand::run() {
   std::unique_ptr<Decoder> decoder;
   {
     const PhaseTimer timer(report, "load");
-    decoder =
-        std::make_unique<Decoder>(*source, used, ledger, device_.compute_dtype(*ops), capacity);
+    decoder = std::make_unique<Decoder>(
+        *source, used, ledger, device_.compute_dtype(*ops, source->linear_dtype()), capacity);
   }
 
   const bool stream = tokenizer != nullptr && samples_ == 1 && text_out_.empty();

@@ -26,9 +26,11 @@ class QuantizeCommand final : public Command {
                    "One of: " + methods + ". --method NAME --help shows its options")
         ->required();
     app.add_option("--out", out_, "The packed file to write")->required();
-    app.add_option("--calib", calibration_.file,
-                   "Calibration data: a text file, FILE.safetensors[:TENSOR] of token ids, or "
-                   "\"synthetic\" (the default for synthetic models)");
+    app.add_option(
+        "--calib", calibration_.file,
+        "Calibration data, for methods that use any: a text file, FILE.safetensors[:TENSOR] of "
+        "token ids, or "
+        "\"synthetic\" (the default for synthetic models)");
     app.add_option(
            "--calib-dataset", dataset_,
            "How a text file becomes one string: plain, wikitext2, ptb-old, ptb-new, c4-old, "
@@ -129,7 +131,7 @@ void QuantizeCommand::run() {
   if (device_.trace) traced.emplace(*ops, true);
   job.ops = traced ? &*traced : ops.get();
   job.ledger = &ledger;
-  job.dtype = device_.compute_dtype(*ops);
+  job.dtype = device_.compute_dtype(*ops, source->linear_dtype());
   report.add_device(*ops);
   report["compute_dtype"] = dtype_name(job.dtype);
 

@@ -1,6 +1,7 @@
 #include "engine/core/parallel.h"
 
 #include <algorithm>
+#include <system_error>
 
 #include "engine/core/error.h"
 
@@ -10,16 +11,27 @@ ThreadPool::ThreadPool(int threads) {
   REQUIRE(threads >= 0, "negative thread count");
   const int wanted =
       threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  for (int i = 1; i < wanted; ++i) workers_.emplace_back([this] { worker(); });
+  workers_.reserve(static_cast<std::size_t>(wanted));
+  try {
+    for (int i = 1; i < wanted; ++i) workers_.emplace_back([this] { worker(); });
+  } catch (const std::system_error& e) {
+    // Those that did start wait for work and must be told to go.
+    shut_down();
+    throw Error(ErrorCode::usage, "threads: expected a number that this system can start, found " +
+                                      std::to_string(wanted) + " (" + e.what() + ")");
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { shut_down(); }
+
+void ThreadPool::shut_down() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
   }
   start_.notify_all();
   for (std::thread& t : workers_) t.join();
+  workers_.clear();
 }
 
 void ThreadPool::run(std::int64_t n, std::int64_t grain,

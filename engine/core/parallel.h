@@ -31,6 +31,7 @@ class ThreadPool {
  private:
   void worker();
   void drain();
+  void shut_down();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;

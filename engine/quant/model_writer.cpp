@@ -62,6 +62,13 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
                                            " as in the unfinished file, found " + describe(value));
     }
   }
+  // The last bits of sums differ between processors, and the file would be neither's.
+  const std::string processor = job.ops->info().model;
+  if (state.text("processor") != processor) {
+    throw Error(ErrorCode::mismatch, job.out.string() + ": --resume: processor: expected " +
+                                         state.text("processor") +
+                                         " as in the unfinished file, found " + processor);
+  }
   finished_ = state.integer("finished", 1, config_.layers);
   linears_ = state.object("linears").value();
   dense_ = state.object("dense").value();
@@ -176,6 +183,7 @@ void ModelWriter::finish_block(std::int64_t layer, Loader& loader) {
   finished_ = layer + 1;
   Json state;
   state["identity"] = identity_;
+  state["processor"] = job_.ops->info().model;
   state["finished"] = finished_;
   state["linears"] = linears_;
   state["dense"] = dense_;

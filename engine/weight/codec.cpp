@@ -45,7 +45,9 @@ float term_value(const LinearWeight& w, const Term& t, std::int64_t r, std::int6
       const std::int64_t zero = t.grid.zero_plane < 0
                                     ? std::int64_t{1} << (t.bits - 1)
                                     : read_integer(w.plane(t.grid.zero_plane), u.row, u.col);
-      value = scale * static_cast<float>(static_cast<std::int64_t>(code) - zero);
+      // As the ops compute it: under f16 arithmetic the difference is rounded as well.
+      value = scale *
+              round_to(t.grid.product, static_cast<float>(static_cast<std::int64_t>(code) - zero));
       break;
     }
     case TermKind::codebook:

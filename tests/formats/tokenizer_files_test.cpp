@@ -184,7 +184,7 @@ TEST(TokenizerJson, RefusesWhatItDoesNotUnderstand) {
       {"/post_processor/special_tokens", Json::object(), "<|begin_of_text|>: expected an object"},
       {"/post_processor/special_tokens/<|begin_of_text|>/ids/0", 305, "BOS"},
       {"/added_tokens", 5, "$.added_tokens: expected an array"},
-      {"/added_tokens/0/id", 2'000'000'000, "added token <|begin_of_text|>"},
+      {"/added_tokens/0/id", 2'000'000'000, "added token \"<|begin_of_text|>\""},
       {"/added_tokens/0/id", 301, "distinct"},
       {"/added_tokens/0/content", "", "non-empty"},
       {"/added_tokens/0/lstrip", true, "lstrip: expected false"},
