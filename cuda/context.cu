@@ -118,6 +118,11 @@ CudaOps::CudaOps(Ledger& ledger, int device_index) : CudaOps(device_index) {
   LIBRARY_TRY(cusolverDnCreate(&cusolver_));
   LIBRARY_TRY(cusolverDnSetStream(cusolver_, stream_));
   plans_ = std::make_unique<GemmPlans>();
+  std::size_t free = 0;
+  std::size_t total = 0;
+  CUDA_TRY(cudaMemGetInfo(&free, &total));
+  context_bytes_ = static_cast<std::int64_t>(total) - static_cast<std::int64_t>(free) -
+                   lt_workspace_bytes - small_bytes;
 }
 
 CudaOps::~CudaOps() {
@@ -149,6 +154,7 @@ DeviceInfo CudaOps::info() {
                  std::to_string(properties_.multiProcessorCount) + " multiprocessors";
   out.total_bytes = static_cast<std::int64_t>(total);
   out.free_bytes = static_cast<std::int64_t>(free);
+  out.context_bytes = context_bytes_;
   return out;
 }
 

@@ -84,6 +84,7 @@ class CudaOps final : public Ops {
 
   int device_index_;
   cudaDeviceProp properties_{};
+  std::int64_t context_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   cublasLtHandle_t cublas_lt_ = nullptr;
   cublasHandle_t cublas_ = nullptr;

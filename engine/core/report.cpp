@@ -117,8 +117,10 @@ void Report::add_driver_memory(Ops& ops, const Ledger& ledger) {
   Json& d = document_["driver_memory"];
   d["used_bytes"] = used;
   d["ledger_bytes"] = counted;
-  d["unaccounted_bytes"] = used - counted;
-  d["unaccounted_share"] = static_cast<double>(used - counted) / static_cast<double>(used);
+  d["context_bytes"] = info.context_bytes;
+  const std::int64_t unaccounted = used - counted - info.context_bytes;
+  d["unaccounted_bytes"] = unaccounted;
+  d["unaccounted_share"] = static_cast<double>(unaccounted) / static_cast<double>(used);
 }
 
 void Report::add_ledger(const Ledger& ledger) {

@@ -32,8 +32,7 @@ class Report {
   // The planned peak of device memory: of the sum, and of each tag.
   void add_plan(std::int64_t device_bytes, const TagBytes& by_tag);
   // While the run's memory is still held: what the driver says is in use on the device, against the
-  // ledger. The difference is the driver's context, the libraries' code and whatever other programs
-  // hold on that device, which no ledger sees.
+  // ledger and the context (DeviceInfo::context_bytes). The rest is unaccounted.
   void add_driver_memory(Ops& ops, const Ledger& ledger);
   // Peaks per memory and tag.
   void add_ledger(const Ledger& ledger);

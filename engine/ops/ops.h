@@ -21,6 +21,9 @@ struct DeviceInfo {
   std::string features;  // "avx512, 2 threads"; "sm_90, driver 13.0, 132 multiprocessors"
   std::int64_t total_bytes = 0;
   std::int64_t free_bytes = 0;  // as the driver (or the system) reports it now
+  // In use on the device when this backend was ready, its ledgered memory not counted: the driver's
+  // context, the libraries' code, and whatever other processes hold. 0 on the CPU.
+  std::int64_t context_bytes = 0;
 };
 
 class Ops : public DenseOps, public AttnOps, public QuantOps {
