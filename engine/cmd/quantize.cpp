@@ -46,7 +46,10 @@ class QuantizeCommand final : public Command {
                    "0:N quantizes the first N blocks only; the file is a model of N blocks");
     app.add_option("--zstd-level", zstd_level_, "Compression of the file, 1 to 19")
         ->capture_default_str();
-    app.add_flag("--resume", resume_, "Continue an interrupted run of the same command");
+    auto* resume =
+        app.add_flag("--resume", resume_, "Continue an interrupted run of the same command");
+    app.add_flag("--restart", restart_, "Discard what an interrupted run left and start over")
+        ->excludes(resume);
     app.add_flag("--plan", plan_only_, "Print the memory plan and stop");
     device_.declare(app);
     device_.declare_dtype(app);
@@ -73,6 +76,7 @@ class QuantizeCommand final : public Command {
   std::int64_t batch_ = 0;
   int zstd_level_ = 1;
   bool resume_ = false;
+  bool restart_ = false;
   bool plan_only_ = false;
   DeviceOptions device_;
   std::unique_ptr<Method> method_;
@@ -119,6 +123,7 @@ void QuantizeCommand::run() {
   job.batch = batch_;
   job.out = out;
   job.resume = resume_;
+  job.restart = restart_;
   job.zstd_level = zstd_level_;
   job.threads = device_.threads;
   report["model"] = source->describe();

@@ -22,6 +22,7 @@ struct QuantizeJob {
   std::int64_t blocks = 0;    // quantize the first so many blocks only; 0: all
   std::filesystem::path out;
   bool resume = false;
+  bool restart = false;  // discard the finished blocks of an interrupted run
   int zstd_level = 1;
   int threads = 0;      // of the writer; 0: all
   bool poison = false;  // fill device memory with NaN when it is handed out; for tests

@@ -42,6 +42,14 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
   if (job.method->needs().hessian) identity_["batch"] = effective_batch(job);
 
   if (!job.resume) {
+    std::filesystem::path journal = job.out;
+    journal += ".journal";
+    if (!job.restart && std::filesystem::exists(journal)) {
+      throw Error(ErrorCode::usage,
+                  job.out.string() + ": an interrupted run left finished blocks (" +
+                      journal.filename().string() +
+                      "): expected --resume to continue it or --restart to discard it");
+    }
     writer_.emplace(job.out, writer_options(job));
     return;
   }

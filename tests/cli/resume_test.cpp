@@ -115,7 +115,14 @@ TEST(Resume, AKilledRunCanBeStartedAfresh) {
   Outcome outcome;
   const int samples = interrupted_run(paths, SIGKILL, When::after_a_block, outcome);
   ASSERT_GT(samples, 0);
-  expect_success(gptq(paths.out, 8));
+  // Finished blocks are not thrown away unasked.
+  const auto kept = contents(d.path());
+  const std::vector<std::string> again = gptq(paths.out, 8);
+  expect_one_error(run_program(again), again, 2, {"o.qw", "--resume", "--restart"});
+  EXPECT_TRUE(contents(d.path()) == kept);
+  std::vector<std::string> restart = again;
+  restart.emplace_back("--restart");
+  expect_success(restart);
   EXPECT_EQ(contents(d.path()).size(), 1U);
   expect_success(gptq(d.path() / "whole.qw", 8));
   EXPECT_TRUE(read_bytes(paths.out) == read_bytes(d.path() / "whole.qw"));
