@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::int64_t lt_workspace_bytes = std::int64_t{64} << 20;
 constexpr std::int64_t small_bytes = 64 << 10;
+constexpr std::int64_t vector_partial_count = std::int64_t{4} << 20;
+constexpr std::int64_t vector_counter_count = 8192;
 // Marks older than this many are forgotten.
 constexpr std::int64_t max_marks = 16384;
 
@@ -108,6 +110,11 @@ CudaOps::CudaOps(Ledger& ledger, int device_index) : CudaOps(device_index) {
   lt_workspace_ = Buffer(*memory_, ledger, MemTag::workspace, DType::u8, 1, lt_workspace_bytes);
   small_device_ = Buffer(*memory_, ledger, MemTag::workspace, DType::u8, 1, small_bytes);
   small_host_ = Buffer(*pinned_, ledger, MemTag::workspace, DType::u8, 1, small_bytes);
+  vector_partials_ =
+      Buffer(*memory_, ledger, MemTag::workspace, DType::f32, 1, vector_partial_count);
+  vector_counters_ =
+      Buffer(*memory_, ledger, MemTag::workspace, DType::i32, 1, vector_counter_count);
+  zero(vector_counters_.view());
   LIBRARY_TRY(cublasLtCreate(&cublas_lt_));
   LIBRARY_TRY(cublasCreate(&cublas_));
   LIBRARY_TRY(cublasSetStream(cublas_, stream_));  // before the workspace: it resets that
@@ -122,7 +129,8 @@ CudaOps::CudaOps(Ledger& ledger, int device_index) : CudaOps(device_index) {
   std::size_t total = 0;
   CUDA_TRY(cudaMemGetInfo(&free, &total));
   context_bytes_ = static_cast<std::int64_t>(total) - static_cast<std::int64_t>(free) -
-                   lt_workspace_bytes - small_bytes;
+                   lt_workspace_bytes - small_bytes - vector_partials_.view().bytes() -
+                   vector_counters_.view().bytes();
 }
 
 CudaOps::~CudaOps() {
@@ -133,6 +141,8 @@ CudaOps::~CudaOps() {
   if (cusolver_ != nullptr) (void)cusolverDnDestroy(cusolver_);
   if (cublas_ != nullptr) (void)cublasDestroy(cublas_);
   if (cublas_lt_ != nullptr) (void)cublasLtDestroy(cublas_lt_);
+  vector_counters_ = Buffer();
+  vector_partials_ = Buffer();
   small_host_ = Buffer();
   small_device_ = Buffer();
   lt_workspace_ = Buffer();
@@ -181,6 +191,49 @@ void CudaOps::copy(View from, View to) {
 }
 
 void CudaOps::synchronize() { CUDA_TRY(cudaStreamSynchronize(stream_)); }
+
+namespace {
+
+class Graph final : public Recording {
+ public:
+  explicit Graph(cudaGraphExec_t exec) : exec_(exec) {}
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() override { (void)cudaGraphExecDestroy(exec_); }
+  [[nodiscard]] cudaGraphExec_t exec() const { return exec_; }
+
+ private:
+  cudaGraphExec_t exec_;
+};
+
+}  // namespace
+
+std::unique_ptr<Recording> CudaOps::record(const std::function<void()>& body) {
+  CUDA_TRY(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t graph = nullptr;
+  try {
+    body();
+  } catch (...) {
+    (void)cudaStreamEndCapture(stream_, &graph);
+    if (graph != nullptr) (void)cudaGraphDestroy(graph);
+    (void)cudaGetLastError();
+    throw;
+  }
+  CUDA_TRY(cudaStreamEndCapture(stream_, &graph));
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+  (void)cudaGraphDestroy(graph);
+  CUDA_TRY(status);
+  auto recording = std::make_unique<Graph>(exec);
+  CUDA_TRY(cudaGraphUpload(exec, stream_));
+  return recording;
+}
+
+void CudaOps::replay(Recording& recording) {
+  auto* graph = dynamic_cast<Graph*>(&recording);
+  REQUIRE(graph != nullptr, "a recording of another backend");
+  CUDA_TRY(cudaGraphLaunch(graph->exec(), stream_));
+}
 
 std::int64_t CudaOps::mark() {
   const auto slot = static_cast<std::size_t>(marks_ % max_marks);

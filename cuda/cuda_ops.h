@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "cuda/vector.h"
 #include "engine/ops/ops.h"
 
 namespace engine {
@@ -65,6 +66,40 @@ class CudaOps final : public Ops {
   [[nodiscard]] std::int64_t gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                   std::int64_t block, DType factor) override;
 
+  // PackedOps
+  void repack(View codes, View scales, View zeros, const PackedWeight& out) override;
+  void unpack(const PackedWeight& w, View codes, View scales, View zeros) override;
+  void expand(const PackedWeight& w, View out) override;
+  void packed_matmul(View x, const PackedWeight& w, View out, bool accumulate, PackedKernel kernel,
+                     View workspace) override;
+  [[nodiscard]] std::int64_t packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
+                                                    DType dtype,
+                                                    PackedKernel kernel) const override;
+
+  // StepOps
+  void rope_step(View x, std::int64_t head_dim, View cos, View sin, View position) override;
+  void kv_append_step(View k, View v, std::int64_t head_dim, const KvCache& cache,
+                      View position) override;
+  void kv_append(View k, View v, std::int64_t head_dim, const KvCache& cache, std::int64_t first,
+                 std::int64_t n, std::int64_t start) override;
+  void kv_read(const KvCache& cache, std::int64_t head_dim, std::int64_t sequence, View k,
+               View v) override;
+  void attention_step(View q, const KvCache& cache, const AttnShape& shape, View position, View out,
+                      View workspace) override;
+  [[nodiscard]] std::int64_t attention_step_bytes(const AttnShape& shape, std::int64_t batch,
+                                                  std::int64_t capacity) const override;
+  void sample_step(View logits, const SampleOptions& options, const StepState& state,
+                   View workspace) override;
+  [[nodiscard]] std::int64_t sample_step_bytes(std::int64_t batch,
+                                               std::int64_t vocab) const override;
+
+  // Fused ops
+  void qkv_step(const QkvStep& s) override;
+  void gate_up(const GateUp& s) override;
+  void norm_linear(const NormLinear& s) override;
+  void linear(View x, const Linear& w, View out, bool accumulate, View workspace,
+              PackedKernel kernel) override;
+
   // Ops
   [[nodiscard]] DeviceKind kind() const override { return DeviceKind::cuda; }
   [[nodiscard]] DeviceInfo info() override;
@@ -74,12 +109,17 @@ class CudaOps final : public Ops {
   void download(View device, View host) override;
   void copy(View from, View to) override;
   void synchronize() override;
+  [[nodiscard]] bool can_record() const override { return true; }
+  [[nodiscard]] std::unique_ptr<Recording> record(const std::function<void()>& body) override;
+  void replay(Recording& recording) override;
   [[nodiscard]] std::int64_t mark() override;
   [[nodiscard]] double elapsed_ms(std::int64_t from, std::int64_t to) override;
 
   [[nodiscard]] cudaStream_t stream() const { return stream_; }
 
  private:
+  VectorResources vector_resources();
+
   explicit CudaOps(int device_index);  // nothing acquired yet; see context.cu
 
   int device_index_;
@@ -91,9 +131,11 @@ class CudaOps final : public Ops {
   cusolverDnHandle_t cusolver_ = nullptr;
   std::unique_ptr<RawMemory> memory_;
   std::unique_ptr<RawMemory> pinned_;
-  Buffer lt_workspace_;  // u8, shared by all matrix products
-  Buffer small_device_;  // u8, 64 KiB: reduction results, status words
-  Buffer small_host_;    // u8, 64 KiB pinned: where they are read back to
+  Buffer lt_workspace_;     // u8, shared by all matrix products
+  Buffer small_device_;     // u8, 64 KiB: reduction results, status words
+  Buffer small_host_;       // u8, 64 KiB pinned: where they are read back to
+  Buffer vector_partials_;  // f32, partial sums of vector_product
+  Buffer vector_counters_;  // i32, zero between its launches
   std::unique_ptr<GemmPlans> plans_;
   std::vector<cudaEvent_t> events_;  // a ring, grown on demand
   std::int64_t marks_ = 0;           // marks made so far

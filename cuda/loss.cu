@@ -84,23 +84,42 @@ __global__ void __launch_bounds__(row_threads)
   if (threadIdx.x == 0) out[r * out_stride] = places[0] == 0x7fffffff ? 0 : places[0];
 }
 
-// Grid-stride over all elements; the counts are integers, so the order of the atomics is
-// irrelevant.
-template <class T>
+template <class T, int N>
+__device__ int nonfinite_in(const Pack<T, N>& p) {
+  int found = 0;
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if constexpr (std::is_same_v<T, double>) {
+      found += isfinite(p.v[e]) ? 0 : 1;
+    } else {
+      found += isfinite(to_f32(p.v[e])) ? 0 : 1;
+    }
+  }
+  return found;
+}
+
+// Grid-stride over all packs, four loads in flight: this is also the measure of what reading alone
+// reaches (engine/ops/peak.h). The counts are integers, so the order of the atomics is irrelevant.
+template <class T, int N>
 __global__ void __launch_bounds__(flat_threads)
-    count_nonfinite_kernel(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t cols,
+    count_nonfinite_kernel(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t packs,
                            unsigned long long* count) {
+  constexpr int in_flight = 4;
+  using P = Pack<T, N>;
   __shared__ int scratch[32];
   int found = 0;
+  const std::int64_t step = std::int64_t{gridDim.x} * flat_threads;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
-    for (std::int64_t c = std::int64_t{blockIdx.x} * flat_threads + threadIdx.x; c < cols;
-         c += std::int64_t{gridDim.x} * flat_threads) {
-      if constexpr (std::is_same_v<T, double>) {
-        found += isfinite(x[r * stride + c]) ? 0 : 1;
-      } else {
-        found += isfinite(to_f32(x[r * stride + c])) ? 0 : 1;
-      }
+    const P* row = reinterpret_cast<const P*>(x + r * stride);
+    std::int64_t i = std::int64_t{blockIdx.x} * flat_threads + threadIdx.x;
+    for (; i + (in_flight - 1) * step < packs; i += in_flight * step) {
+      P p[in_flight];
+#pragma unroll
+      for (int k = 0; k < in_flight; ++k) p[k] = row[i + k * step];
+#pragma unroll
+      for (int k = 0; k < in_flight; ++k) found += nonfinite_in(p[k]);
     }
+    for (; i < packs; i += step) found += nonfinite_in(row[i]);
   }
   found = block_reduce(found, SumOp{}, 0, scratch);
   if (threadIdx.x == 0 && found > 0) atomicAdd(count, static_cast<unsigned long long>(found));
@@ -197,14 +216,18 @@ std::int64_t CudaOps::count_nonfinite(View x) {
   if (x.contiguous()) x = x.reshape(1, x.count());
   auto* count = static_cast<unsigned long long*>(small_device_.view().data);
   CUDA_TRY(cudaMemsetAsync(count, 0, sizeof(*count), stream_));
-  dim3 grid = grid_2d(x.rows, x.cols, flat_threads * 8);
-  grid.x = std::min(grid.x, 4096U);
-  grid.y = std::min(grid.y, std::max(1U, 4096U / grid.x));
-  // A block then sees at most rows * cols / blocks elements, far from the range of its int count.
   dispatch_with_double(x.dtype, "count_nonfinite", [&](auto tag) {
     using T = decltype(tag);
-    launch("count_nonfinite", count_nonfinite_kernel<T>, grid, flat_threads, 0, stream_,
-           static_cast<const T*>(x.data), x.stride, x.rows, x.cols, count);
+    constexpr int n = 16 / sizeof(T);
+    const bool wide = aligned_rows(x, 16, n);
+    const std::int64_t packs = wide ? x.cols / n : x.cols;
+    dim3 grid = grid_2d(x.rows, packs, flat_threads * 16);
+    grid.x = std::min(grid.x, 16384U);
+    grid.y = std::min(grid.y, std::max(1U, 16384U / grid.x));
+    // A block then sees at most elements / blocks, far from the range of its int count.
+    launch("count_nonfinite", wide ? count_nonfinite_kernel<T, n> : count_nonfinite_kernel<T, 1>,
+           grid, flat_threads, 0, stream_, static_cast<const T*>(x.data), x.stride, x.rows, packs,
+           count);
   });
   auto* host = static_cast<unsigned long long*>(small_host_.view().data);
   CUDA_TRY(cudaMemcpyAsync(host, count, sizeof(*host), cudaMemcpyDeviceToHost, stream_));

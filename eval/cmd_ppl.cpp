@@ -47,6 +47,14 @@ class PplCommand final : public Command {
                           "Where BOS stands; model: as the model's tokenizer says");
     app.add_option("--batch", batch_, "Windows at a time; 0: chosen from the device")
         ->capture_default_str();
+    add_choice<Exec>(app, "--exec", exec_, {{"decoded", Exec::decoded}, {"packed", Exec::packed}},
+                     "Hold packed linears decoded to dense matrices, or packed");
+    add_choice<PackedKernel>(app, "--packed-kernel", kernel_,
+                             {{"auto", PackedKernel::automatic},
+                              {"vector", PackedKernel::vector},
+                              {"matrix", PackedKernel::matrix},
+                              {"expand", PackedKernel::expand}},
+                             "How products with packed linears are computed (--exec packed)");
     app.add_flag("--peak", peak_,
                  "Also measure the device's matrix rate and report the share that was reached");
     device_.declare(app);
@@ -61,6 +69,8 @@ class PplCommand final : public Command {
   std::vector<std::string> texts_, datasets_;
   std::int64_t seq_ = 2048, limit_ = 0, batch_ = 0;
   BosPolicy bos_ = BosPolicy::model;
+  Exec exec_ = Exec::decoded;
+  PackedKernel kernel_ = PackedKernel::automatic;
   bool peak_ = false;
   DeviceOptions device_;
 };
@@ -75,6 +85,11 @@ void PplCommand::run() {
     throw Error(ErrorCode::usage, "--limit: expected 0 or more, found " + std::to_string(limit_));
   }
   check_batch(batch_);
+  const bool packed = exec_ == Exec::packed;
+  if (!packed && app_->get_option("--packed-kernel")->count() > 0) {
+    throw Error(ErrorCode::usage,
+                "--packed-kernel: expected with --exec packed, found --exec decoded");
+  }
   if (datasets_.size() > 1 && datasets_.size() != texts_.size()) {
     throw Error(ErrorCode::usage, "--dataset: expected one, or one for each of the " +
                                       std::to_string(texts_.size()) + " texts, found " +
@@ -82,6 +97,7 @@ void PplCommand::run() {
   }
   const std::unique_ptr<WeightSource> source = open_model(model_);
   report["model"] = source->describe();
+  if (packed) require_packed(*source);
   const std::unique_ptr<Tokenizer> tokenizer = model_tokenizer(*source);
 
   PplJob job;
@@ -110,12 +126,15 @@ void PplCommand::run() {
   job.ledger = &ledger;
   job.dtype = device_.compute_dtype(*ops, source->linear_dtype());
   job.batch = batch_;
+  job.exec = exec_;
+  job.kernel = kernel_;
   report.add_device(*ops);
   Json& numerics = report["numerics"];
   numerics["compute_dtype"] = dtype_name(job.dtype);
   numerics["logits"] = "f32";
   numerics["loss"] = "f32 log-softmax, f64 sums";
-  numerics["exec"] = "decoded";
+  numerics["exec"] = packed ? "packed" : "decoded";
+  if (packed) numerics["packed_kernel"] = app_->get_option("--packed-kernel")->as<std::string>();
 
   double peak = 0;
   if (peak_) peak = measured_matmul_flops(*ops, ledger, job.dtype);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "engine/core/interrupt.h"
 #include "engine/core/progress.h"
@@ -64,31 +65,38 @@ void Pass::blocks(View hidden) {
                                  ? std::min(job_.batch, tokens_.windows)
                                  : default_batch(ops_.kind(), tokens_.seq, tokens_.windows);
   const RopeTable rope = make_rope_table(arena_, ops_, config_, tokens_.seq);
-  const BlockWeights weights = make_block_weights(arena_, config_, job_.dtype);
-  const StreamPass pass{.run = {.ops = ops_, .config = config_, .rope = rope},
-                        .weights = weights,
-                        .scratch = make_block_scratch(arena_, ops_, config_, job_.dtype, batch,
-                                                      tokens_.seq, tokens_.seq),
-                        .seq = tokens_.seq,
-                        .batch = batch};
-  if (dry()) {
-    // Schemes may differ from block to block, so every block is planned.
-    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
-      load_block(*job_.source, layer, loader_, weights);
-    }
-    return;
+  std::int64_t packed_bytes = 0;
+  if (job_.exec == Exec::packed) {
+    packed_bytes = packed_workspace_bytes(ops_, packed_shapes(*job_.source), batch * tokens_.seq,
+                                          job_.dtype, job_.kernel);
   }
-  Progress progress("ppl", config_.layers + 1);
+  StreamPass pass{.run = {.ops = ops_, .config = config_, .rope = rope, .kernel = job_.kernel},
+                  .weights = {},
+                  .scratch = make_block_scratch(arena_, ops_, config_, job_.dtype, batch,
+                                                tokens_.seq, tokens_.seq, packed_bytes),
+                  .seq = tokens_.seq,
+                  .batch = batch};
+  std::optional<Progress> progress;
+  if (!dry()) progress.emplace("ppl", config_.layers + 1);
+  // Schemes may differ from block to block, so each has its own memory and every one is planned.
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+    const Arena::Scope block(arena_);
+    pass.weights = job_.exec == Exec::packed
+                       ? make_block_weights(arena_, *job_.source, layer, job_.dtype)
+                       : make_block_weights(arena_, config_, job_.dtype);
+    if (dry()) {
+      load_block(*job_.source, layer, loader_, pass.weights);
+      continue;
+    }
     {
       const PhaseTimer timer(*report_, "load");
-      load_block(*job_.source, layer, loader_, weights);
+      load_block(*job_.source, layer, loader_, pass.weights);
       ops_.synchronize();
     }
     const PhaseTimer timer(*report_, "blocks");
     propagate(pass, hidden);
     check_stream(ops_, hidden, "layers." + std::to_string(layer));
-    progress.advance(1, "block " + std::to_string(layer));
+    progress->advance(1, "block " + std::to_string(layer));
   }
 }
 
@@ -163,6 +171,7 @@ std::vector<PplResult> perplexity(const PplJob& job, Report& report) {
     all.ids.insert(all.ids.end(), t.ids.begin(), t.ids.end());
     all.windows += t.windows;
   }
+  if (job.exec == Exec::packed) require_packed(*job.source);
   Arena plan = Arena::measuring(job.ops->kind());
   static_cast<void>(Pass(job, all, plan, nullptr).run());
   report.add_plan(plan.peak(), plan.tag_peaks());

@@ -47,13 +47,16 @@ struct PplJob {
   Ops* ops = nullptr;
   Ledger* ledger = nullptr;
   DType dtype = DType::bf16;
-  std::int64_t batch = 0;           // sequences at a time; 0: default_batch
-  std::vector<TokenWindows> texts;  // all with one seq
-  bool poison = false;              // as QuantizeJob::poison
+  std::int64_t batch = 0;                         // sequences at a time; 0: default_batch
+  std::vector<TokenWindows> texts;                // all with one seq
+  Exec exec = Exec::decoded;                      // how the blocks' linears are held
+  PackedKernel kernel = PackedKernel::automatic;  // of products with packed linears
+  bool poison = false;                            // as QuantizeJob::poison
 };
 
 // One result per text, all in one pass over the weights. Fills the report's plan and times.
-// Throws Error(numeric) when activations or losses are not finite.
+// Throws Error(usage) if exec is packed and a linear has no packed kernel or none is packed,
+// Error(numeric) when activations or losses are not finite.
 std::vector<PplResult> perplexity(const PplJob& job, Report& report);
 
 // Floating-point operations of one forward pass over the windows, causal attention counted once.

@@ -71,7 +71,7 @@ class PackedWriter {
   // to the recorded length and restores the planes. nullopt if PATH has no journal (nothing to
   // continue; a PATH.partial without one is left alone). FormatError for a damaged journal or
   // header, Error(mismatch) if level, chunk size or zstd version differ from the earlier run's.
-  // Payloads are not read here; read_plane verifies them.
+  // Payloads are not read here; read_plane and verify_planes verify them.
   static std::optional<Resumed> resume(std::filesystem::path path,
                                        PackedWriterOptions options = {});
 
@@ -81,7 +81,7 @@ class PackedWriter {
   PackedWriter(const PackedWriter&) = delete;
   PackedWriter& operator=(const PackedWriter&) = delete;
 
-  // Compresses and appends; returns the plane's index. Holds at most 4 * threads chunks of memory.
+  // Compresses and appends; returns the plane's index. Keeps at most 2 * threads chunks of memory.
   // Error(usage) for an invalid name, Error(mismatch) for one already used; both before writing.
   std::uint32_t add_plane(std::string name, std::span<const std::byte> raw);
 
@@ -89,6 +89,9 @@ class PackedWriter {
 
   // Reads back and verifies plane `index` (of this or the resumed run); `dst` has its raw_bytes.
   void read_plane(std::uint32_t index, std::span<std::byte> dst) const;
+
+  // Reads back and verifies every plane without keeping it: what a resumed run builds on.
+  void verify_planes() const;
 
   // Makes the planes so far durable, then replaces PATH.journal atomically by one that records
   // them and `state`, which is any JSON the caller needs to continue.
@@ -120,9 +123,12 @@ class PackedWriter {
   std::filesystem::path journal_path_;
   PackedWriterOptions options_;
   PackedFile file_;  // closed once finished, abandoned or failed
+  ChunkCodec codec_;
   std::uint64_t end_ = 0;
+  std::uint64_t on_its_way_ = 0;  // up to here the kernel was told to start writing
   std::vector<PlaneInfo> planes_;
   std::map<std::string, std::uint32_t, std::less<>> index_;
+  std::uint64_t checkpoint_end_ = 0;  // end_ of the last checkpoint
   bool keep_ = false;
   bool has_journal_ = false;
 };
@@ -135,7 +141,9 @@ struct PackedWriter::Resumed {
 struct PackedReaderOptions {
   // Features the caller understands. A file whose directory lists another one under
   // "required_features" is refused.
-  std::vector<std::string> supported_features;
+  std::vector<std::string> supported_features = {};
+  // Of read_plane() without a number of its own; 0: as many as the machine has.
+  unsigned threads = 0;
 };
 
 // Reads a finished file. Opening verifies header, directory and trailer and every count in them
@@ -160,7 +168,15 @@ class PackedReader {
   [[nodiscard]] std::uint32_t index_of(std::string_view plane) const;
 
   // Decodes and verifies plane `index` into `dst`, which has its raw_bytes (else Error(mismatch)).
+  // Threads and buffers stay between calls; of calls at the same time only one uses the threads.
+  void read_plane(std::uint32_t index, std::span<std::byte> dst) const {
+    read_plane(index, dst, threads_);
+  }
   void read_plane(std::uint32_t index, std::span<std::byte> dst, unsigned threads) const;
+
+  // For read_plane() without a number; 0: as many as the machine has. Not while another thread
+  // reads.
+  void set_threads(unsigned threads);
 
   // Called with the verified and the total number of planes; false stops.
   using Progress = std::function<bool(std::size_t done, std::size_t total)>;
@@ -179,6 +195,8 @@ class PackedReader {
 
   std::string name_;
   PackedFile file_;  // closed if the bytes are in memory
+  ChunkCodec codec_;
+  unsigned threads_ = 1;
   std::span<const std::byte> memory_;
   std::uint64_t file_bytes_ = 0;
   std::uint64_t directory_offset_ = 0;

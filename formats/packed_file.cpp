@@ -107,6 +107,17 @@ void PackedFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes
   }
 }
 
+void PackedFile::start_writeback(std::uint64_t offset, std::uint64_t bytes) const noexcept {
+#ifdef SYNC_FILE_RANGE_WRITE
+  // File systems without it refuse; what must be durable is synced all the same.
+  static_cast<void>(::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes),
+                                      SYNC_FILE_RANGE_WRITE));
+#else
+  static_cast<void>(offset);
+  static_cast<void>(bytes);
+#endif
+}
+
 void PackedFile::truncate(std::uint64_t bytes) {
   if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0) {
     throw IoError(shown_, "cannot truncate", errno);

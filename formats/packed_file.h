@@ -33,6 +33,8 @@ class PackedFile {
   // Fills dst; FormatError if the file ends before.
   void read_at(std::uint64_t offset, std::span<std::byte> dst) const;
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
+  // Asks the kernel to begin writing these bytes to disk; a hint that promises nothing.
+  void start_writeback(std::uint64_t offset, std::uint64_t bytes) const noexcept;
   void truncate(std::uint64_t bytes);
   void sync_data();  // fdatasync: content and size are durable
   void sync();       // fsync

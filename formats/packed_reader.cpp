@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "formats/error.h"
@@ -66,7 +67,12 @@ std::vector<std::byte> PackedReader::fetch_vector(std::uint64_t offset, std::uin
   return out;
 }
 
+void PackedReader::set_threads(unsigned threads) {
+  threads_ = threads > 0 ? threads : std::max(1U, std::thread::hardware_concurrency());
+}
+
 void PackedReader::parse(const PackedReaderOptions& options) {
+  set_threads(options.threads);
   const std::uint64_t smallest = qw::header_bytes + qw::directory_head_bytes + qw::trailer_bytes;
   if (file_bytes_ < smallest) {
     throw FormatError(name_, "size", "at least " + std::to_string(smallest) + " bytes",
@@ -110,7 +116,7 @@ void PackedReader::read_plane(std::uint32_t index, std::span<std::byte> dst,
                                       std::to_string(index));
   }
   const PlaneInfo& plane = planes_[index];
-  decode_chunks(
+  codec_.decode(
       {name_, plane.name}, plane.chunks,
       [this](std::uint64_t offset, std::span<std::byte> out) { fetch(offset, out); }, dst, threads);
 }
@@ -133,7 +139,7 @@ bool PackedReader::verify_all(unsigned threads, const Progress& progress) const 
   for (std::size_t i = 0; i < planes_.size(); ++i) {
     const PlaneInfo& plane = planes_[i];
     expect_zero(end, plane.offset);
-    verify_chunks(
+    codec_.verify(
         {name_, plane.name}, plane.chunks,
         [this](std::uint64_t offset, std::span<std::byte> out) { fetch(offset, out); }, threads);
     end = plane.offset + plane.stored_bytes();

@@ -17,6 +17,8 @@
 namespace engine {
 namespace {
 
+constexpr std::uint64_t writeback_bytes = std::uint64_t{8} << 20U;
+
 std::filesystem::path with_suffix(std::filesystem::path path, const char* suffix) {
   path += suffix;
   return path;
@@ -118,6 +120,8 @@ std::optional<PackedWriter::Resumed> PackedWriter::resume(std::filesystem::path 
   }
   writer.file_.truncate(journal.table.end);
   writer.end_ = journal.table.end;
+  writer.on_its_way_ = journal.table.end;
+  writer.checkpoint_end_ = journal.table.end;
   writer.planes_ = std::move(journal.table.planes);
   writer.index_ = std::move(journal.table.index);
   return Resumed{std::move(writer), std::move(journal.state)};
@@ -137,6 +141,11 @@ void PackedWriter::require_open(const char* action) const {
 void PackedWriter::append(std::span<const std::byte> bytes) {
   file_.write_at(end_, bytes);
   end_ += bytes.size();
+  // So that the next checkpoint finds little left to wait for.
+  if (end_ - on_its_way_ >= writeback_bytes) {
+    file_.start_writeback(on_its_way_, end_ - on_its_way_);
+    on_its_way_ = end_;
+  }
 }
 
 void PackedWriter::pad_to_alignment() {
@@ -161,7 +170,7 @@ std::uint32_t PackedWriter::add_plane(std::string name, std::span<const std::byt
     plane.name = std::move(name);
     plane.offset = end_;
     plane.raw_bytes = raw.size();
-    plane.chunks = compress_chunks(raw, options_.compress, end_,
+    plane.chunks = codec_.compress(raw, options_.compress, end_,
                                    [this](std::span<const std::byte> stored) { append(stored); });
     const auto index = static_cast<std::uint32_t>(planes_.size());
     planes_.push_back(std::move(plane));
@@ -181,10 +190,20 @@ void PackedWriter::read_plane(std::uint32_t index, std::span<std::byte> dst) con
                                       std::to_string(index));
   }
   const PlaneInfo& plane = planes_[index];
-  decode_chunks(
+  codec_.decode(
       {partial_path_.string(), plane.name}, plane.chunks,
       [this](std::uint64_t offset, std::span<std::byte> out) { file_.read_at(offset, out); }, dst,
       options_.compress.threads);
+}
+
+void PackedWriter::verify_planes() const {
+  require_open("verify its planes");
+  for (const PlaneInfo& plane : planes_) {
+    codec_.verify(
+        {partial_path_.string(), plane.name}, plane.chunks,
+        [this](std::uint64_t offset, std::span<std::byte> out) { file_.read_at(offset, out); },
+        options_.compress.threads);
+  }
 }
 
 void PackedWriter::checkpoint(const Json& state) {
@@ -194,6 +213,7 @@ void PackedWriter::checkpoint(const Json& state) {
     file_.sync_data();
     write_file_atomically(journal_path_, qw::encode_journal(planes_, end_, text));
     has_journal_ = true;
+    checkpoint_end_ = end_;
   } catch (...) {
     drop_after_failure();
     throw;
@@ -253,6 +273,11 @@ void PackedWriter::remove_files(bool report) {
 
 void PackedWriter::drop_after_failure() noexcept {
   if (keep_ && has_journal_) {
+    try {
+      if (checkpoint_end_ != 0) file_.truncate(checkpoint_end_);
+    } catch (const Error&) {
+      // Resuming cuts the file, too.
+    }
     file_.close();
   } else {
     remove_files(false);

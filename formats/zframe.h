@@ -1,20 +1,21 @@
 // A payload as a sequence of independently compressed and checksummed chunks.
 //
 // The payload is cut every `chunk_bytes`; each chunk becomes one zstd frame (RFC 8878), or is
-// stored as it is where compression does not shrink it. Chunks are independent, so they compress
+// stored as it is where compression saves less than 2 %. Chunks are independent, so they compress
 // and decode in parallel and the result does not depend on the number of threads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 namespace engine {
 
-inline constexpr std::uint32_t default_chunk_bytes = 4U << 20U;
+inline constexpr std::uint32_t default_chunk_bytes = 1U << 20U;
 inline constexpr std::uint32_t min_chunk_bytes = 64;
 inline constexpr std::uint32_t max_chunk_bytes = 64U << 20U;
 
@@ -61,21 +62,46 @@ void check_compress_options(const CompressOptions& options);
 // XXH3-64 of bytes, seed 0.
 std::uint64_t xxh3(std::span<const std::byte> bytes);
 
-// Compresses `raw` and hands the stored bytes to `store`, chunk by chunk; the first byte stands at
-// `file_offset`. Holds at most 4 * threads compressed chunks at a time. Whatever `store` throws
-// passes through.
+// Compresses and decodes chunks with threads and buffers that it keeps from call to call: one per
+// file. The buffers are at most 2 * threads frames and, per thread, two chunks.
+class ChunkCodec {
+ public:
+  ChunkCodec();
+  ~ChunkCodec();
+  ChunkCodec(ChunkCodec&&) noexcept;
+  ChunkCodec& operator=(ChunkCodec&&) noexcept;
+  ChunkCodec(const ChunkCodec&) = delete;
+  ChunkCodec& operator=(const ChunkCodec&) = delete;
+
+  // Compresses `raw` and hands the stored bytes to `store`, chunk by chunk, while later chunks are
+  // being compressed; the first byte stands at `file_offset`. Whatever `store` throws passes
+  // through.
+  std::vector<ChunkRecord> compress(std::span<const std::byte> raw, const CompressOptions& options,
+                                    std::uint64_t file_offset, const StoreBytes& store);
+
+  // Decodes all chunks into `dst` (size = the sum of their raw sizes, else Error(mismatch)) with up
+  // to `threads` threads. Verifies the hash of the stored bytes before, size and hash of the raw
+  // bytes after decompression; FormatError names file, plane, chunk and offset. On an error `dst`
+  // holds unspecified bytes. decode() and verify() may be called from several threads; of calls at
+  // the same time only one uses more than its own thread.
+  void decode(const PayloadName& name, std::span<const ChunkRecord> chunks, const FetchBytes& fetch,
+              std::span<std::byte> dst, unsigned threads) const;
+
+  // The checks of decode() without keeping the result.
+  void verify(const PayloadName& name, std::span<const ChunkRecord> chunks, const FetchBytes& fetch,
+              unsigned threads) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// The members of the same names of a codec made for one call.
 std::vector<ChunkRecord> compress_chunks(std::span<const std::byte> raw,
                                          const CompressOptions& options, std::uint64_t file_offset,
                                          const StoreBytes& store);
-
-// Decodes all chunks into `dst` (size = the sum of their raw sizes, else Error(mismatch)) with up
-// to `threads` threads. Verifies the hash of the stored bytes before, size and hash of the raw
-// bytes after decompression; FormatError names file, plane, chunk and offset. On an error `dst`
-// holds unspecified bytes.
 void decode_chunks(const PayloadName& name, std::span<const ChunkRecord> chunks,
                    const FetchBytes& fetch, std::span<std::byte> dst, unsigned threads);
-
-// The checks of decode_chunks without keeping the result: two chunks of memory per thread.
 void verify_chunks(const PayloadName& name, std::span<const ChunkRecord> chunks,
                    const FetchBytes& fetch, unsigned threads);
 

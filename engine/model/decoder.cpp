@@ -2,140 +2,204 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "engine/core/interrupt.h"
-#include "engine/core/rng.h"
 #include "engine/model/stream.h"
 
 namespace engine {
 namespace {
 
-constexpr std::uint64_t sampling_stream = 0x73616d706c65;  // "sample"
+constexpr std::int64_t steps_between_checks = 16;  // for Ctrl-C
+
+bool same(const SampleOptions& a, const SampleOptions& b) {
+  return a.temperature == b.temperature && a.top_p == b.top_p && a.seed == b.seed;
+}
+
+[[noreturn]] void no_room(const char* what, std::int64_t expected, std::int64_t found) {
+  throw Error(ErrorCode::usage, std::string(what) + ": expected at most " +
+                                    std::to_string(expected) + " tokens, found " +
+                                    std::to_string(found));
+}
 
 }  // namespace
 
-std::int32_t sample_token(std::span<const float> logits, const SamplingOptions& o,
-                          std::uint64_t step) {
-  const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
-  if (o.temperature <= 0) return static_cast<std::int32_t>(best);
-  std::vector<std::int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  if (o.top_p < 1) {
-    std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-      return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
-    });
-  }
-  std::vector<double> p(logits.size());
-  double total = 0;
-  const double top = logits[static_cast<std::size_t>(best)];
-  for (std::size_t i = 0; i < p.size(); ++i) {
-    p[i] = std::exp((logits[static_cast<std::size_t>(order[i])] - top) / o.temperature);
-    total += p[i];
-  }
-  // The smallest set of most likely tokens whose probability reaches top_p.
-  std::size_t kept = 0;
-  double mass = 0;
-  while (kept < p.size() && (kept == 0 || o.top_p >= 1 || mass < o.top_p * total))
-    mass += p[kept++];
-  double u = uniform_value(o.seed, sampling_stream, step) * mass;
-  for (std::size_t i = 0; i < kept; ++i) {
-    u -= p[i];
-    if (u < 0) return order[i];
-  }
-  return order[kept - 1];
+void Decoder::reset(const SampleOptions& sampling) {
+  ops_.synchronize();
+  // A recording holds the options of its sampling.
+  if (!same(sampling, sampling_)) recording_.reset();
+  sampling_ = sampling;
+  position_ = 0;
+  sampled_ = 0;
+  fed_ = false;
+  ops_.zero(state_.step);
+  ops_.zero(state_.bad);
 }
 
-Decoder::Decoder(WeightSource& source, Ops& ops, Ledger& ledger, DType dtype, std::int64_t capacity)
-    : source_(source), ops_(ops), ledger_(ledger), dtype_(dtype), capacity_(capacity) {
-  Arena plan = Arena::measuring(ops.kind());
-  layout(plan);
-  load(plan);
-  arena_ = std::make_unique<Arena>(ops.memory(), ledger, plan.peak());
-  layout(*arena_);
-  load(*arena_);
-  host_logits_.resize(static_cast<std::size_t>(source.config().vocab));
+void Decoder::require_room(std::int64_t count) const {
+  if (position_ + count > options_.capacity) {
+    no_room("the context is full", options_.capacity, position_ + count);
+  }
 }
 
-void Decoder::layout(Arena& arena) {
-  const ModelConfig& c = source_.config();
-  const std::int64_t kv_dim = c.kv_heads * c.head_dim;
-  const std::int64_t chunk = std::min(max_chunk, capacity_);
-  blocks_.clear();
-  cache_.clear();
-  embedding_ = arena.make(MemTag::weights, dtype_, c.vocab, c.hidden);
-  head_ = c.tie_embeddings ? embedding_ : arena.make(MemTag::weights, dtype_, c.vocab, c.hidden);
-  final_norm_ = arena.make(MemTag::weights, dtype_, 1, c.hidden);
-  for (std::int64_t i = 0; i < c.layers; ++i) {
-    blocks_.push_back(make_block_weights(arena, c, dtype_));
-    cache_.push_back({arena.make(MemTag::kv, dtype_, capacity_, kv_dim),
-                      arena.make(MemTag::kv, dtype_, capacity_, kv_dim)});
-  }
-  rope_ = make_rope_table(arena, ops_, c, capacity_);
-  scratch_ = make_block_scratch(arena, ops_, c, dtype_, 1, chunk, capacity_);
-  // A few queries use another attention kernel with a workspace of its own. It splits the keys, and
-  // a shorter context can have more splits than a longer one, so every length is asked for.
-  const AttnShape shape{c.heads, c.kv_heads, c.head_dim};
-  std::int64_t workspace = scratch_.workspace.count();
-  for (std::int64_t q = 1; q <= chunk; ++q) {
-    if (ops_.attention_workspace_bytes(shape, 1, q, capacity_) == 0) continue;
-    for (std::int64_t kv = q; kv <= capacity_; ++kv) {
-      workspace = std::max(workspace, ops_.attention_workspace_bytes(shape, 1, q, kv));
-    }
-  }
-  scratch_.workspace = arena.make(MemTag::workspace, DType::u8, 1, workspace);
-  ids_ = arena.make(MemTag::activations, DType::i32, chunk, 1);
-  x_ = arena.make(MemTag::activations, dtype_, chunk, c.hidden);
-  logits_ = arena.make(MemTag::activations, DType::f32, 1, c.vocab);
+void Decoder::start_feed(std::span<const std::int32_t> ids, std::int64_t len) {
+  REQUIRE(len > 0, "no tokens");
+  check_tokens(ids, config(), "prompt");
+  require_room(len);
+  ops_.synchronize();  // the buffers below may still be on their way
+  host_ids_.assign(ids.begin(), ids.end());
+  // Sampling advances the position, so it stands at the last token fed.
+  host_position_ = static_cast<std::int32_t>(position_ + len - 1);
+  ops_.upload(host_view(&host_position_, 1, 1), state_.position);
 }
 
-void Decoder::load(Arena& arena) {
-  const Arena::Scope scope(arena);
-  Loader loader(ops_, ledger_, arena, source_.config());
-  source_.load_dense("embed_tokens.weight", loader, embedding_);
-  if (!source_.config().tie_embeddings) source_.load_dense("lm_head.weight", loader, head_);
-  source_.load_dense("norm.weight", loader, final_norm_);
-  for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    check_interrupt();
-    load_block(source_, static_cast<std::int64_t>(i), loader, blocks_[i]);
-  }
-  if (!arena.is_measuring()) ops_.synchronize();
+void Decoder::finish_feed(std::int64_t len) {
+  position_ += len;
+  fed_ = true;
+  ops_.norm_linear({.x = last_,
+                    .norm = final_norm_,
+                    .eps = static_cast<float>(config().rms_eps),
+                    .w = &head_,
+                    .out = logits_,
+                    .scratch = {.h = scratch_.h,
+                                .k = scratch_.k,
+                                .v = scratch_.v,
+                                .u = scratch_.u,
+                                .workspace = scratch_.workspace}});
 }
 
-void Decoder::forward(std::span<const std::int32_t> tokens) {
-  const auto n = static_cast<std::int64_t>(tokens.size());
-  const View x = x_.row_range(0, n);
-  const View ids = ids_.row_range(0, n);
-  ops_.upload(host_view(tokens.data(), n, 1), ids);
-  ops_.embed(ids, embedding_, x);
-  BlockRun run{.ops = ops_, .config = source_.config(), .rope = rope_, .start = position_};
+View Decoder::forward(const std::int32_t* ids, std::int64_t first, std::int64_t n, std::int64_t len,
+                      std::int64_t start) {
+  const View x = x_.row_range(0, n * len);
+  const View device_ids = ids_.row_range(0, n * len);
+  ops_.upload(host_view(ids, n * len, 1), device_ids);
+  ops_.embed(device_ids, embedding_, x);
+  BlockRun run{.ops = ops_,
+               .config = config(),
+               .rope = rope_,
+               .batch = n,
+               .start = start,
+               .first = first,
+               .kernel = options_.kernel};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     run.cache = &cache_[i];
     llama_block(run, blocks_[i], scratch_, x, {});
   }
-  ops_.rmsnorm(x, final_norm_, static_cast<float>(source_.config().rms_eps),
-               scratch_.h.row_range(0, n));
-  position_ += n;
+  return x;
 }
 
-std::span<const float> Decoder::feed(std::span<const std::int32_t> tokens) {
-  REQUIRE(!tokens.empty(), "no tokens");
-  check_tokens(tokens, source_.config(), "prompt");
-  if (position_ + static_cast<std::int64_t>(tokens.size()) > capacity_) {
-    throw Error(ErrorCode::usage,
-                "the context is full: expected at most " + std::to_string(capacity_) +
-                    " tokens, found " +
-                    std::to_string(position_ + static_cast<std::int64_t>(tokens.size())));
+void Decoder::prompt(std::int64_t n, std::int64_t len) {
+  const std::int64_t rows = rows_per_pass();
+  const std::int64_t sequences = std::max<std::int64_t>(1, rows / len);
+  for (std::int64_t s = 0; s < n; s += sequences) {
+    const std::int64_t count = std::min(sequences, n - s);
+    for (std::int64_t t = 0; t < len; t += rows) {
+      check_interrupt();
+      const std::int64_t part = std::min(rows, len - t);
+      View tail = forward(host_ids_.data() + s * len + t, s, count, part, position_ + t)
+                      .row_range(part - 1, 1);
+      if (t + part < len) continue;
+      // The last row of each sequence.
+      tail.rows = count;
+      tail.stride *= part;
+      ops_.copy(tail, last_.row_range(s, count));
+    }
   }
-  std::int64_t rows = 0;
-  while (!tokens.empty()) {
-    check_interrupt();
-    rows = std::min<std::int64_t>(static_cast<std::int64_t>(tokens.size()), x_.rows);
-    forward(tokens.first(static_cast<std::size_t>(rows)));
-    tokens = tokens.subspan(static_cast<std::size_t>(rows));
+}
+
+void Decoder::prefill(std::span<const std::int32_t> tokens) {
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  REQUIRE(count % options_.batch == 0, "sequences of different lengths");
+  const std::int64_t len = count / options_.batch;
+  start_feed(tokens, len);
+  prompt(options_.batch, len);
+  finish_feed(len);
+}
+
+void Decoder::prefill_shared(std::span<const std::int32_t> tokens) {
+  const auto len = static_cast<std::int64_t>(tokens.size());
+  start_feed(tokens, len);
+  prompt(1, len);
+  for (std::int64_t b = 1; b < options_.batch; ++b) {
+    for (const KvCache& cache : cache_) {
+      for (const View& v : {cache.k, cache.v, cache.k_scale, cache.v_scale}) {
+        if (v.empty()) continue;
+        ops_.copy(v.row_range(position_, len), v.row_range(b * options_.capacity + position_, len));
+      }
+    }
+    ops_.copy(last_.row_range(0, 1), last_.row_range(b, 1));
   }
-  ops_.matmul(scratch_.h.row_range(rows - 1, 1), head_, logits_, false);
-  ops_.download(logits_, host_view(host_logits_.data(), 1, source_.config().vocab));
+  finish_feed(len);
+}
+
+void Decoder::sample() {
+  REQUIRE(fed_, "nothing to sample from");
+  if (sampled_ >= options_.max_steps) no_room("sampled", options_.max_steps, sampled_ + 1);
+  ops_.sample_step(logits_, sampling_, state_, sample_workspace_);
+  ++sampled_;
+  fed_ = false;
+}
+
+bool Decoder::records() const { return options_.record && ops_.can_record(); }
+
+void Decoder::step() {
+  const LlamaStep step{.ops = ops_,
+                       .config = config(),
+                       .embedding = embedding_,
+                       .final_norm = final_norm_,
+                       .head = head_,
+                       .blocks = blocks_,
+                       .cache = cache_,
+                       .rope = rope_,
+                       .scratch = scratch_,
+                       .x = x_.row_range(0, options_.batch),
+                       .logits = logits_,
+                       .attention_workspace = step_workspace_,
+                       .sample_workspace = sample_workspace_,
+                       .sampling = sampling_,
+                       .state = state_};
+  if (!records() || !stepped_) {
+    llama_step(step);
+    stepped_ = true;
+  } else {
+    if (!recording_) recording_ = ops_.record([&] { llama_step(step); });
+    ops_.replay(*recording_);
+  }
+  ++position_;
+  ++sampled_;
+}
+
+void Decoder::run_steps(std::int64_t n) {
+  REQUIRE(n >= 0, "a negative number of steps");
+  REQUIRE(n == 0 || (sampled_ > 0 && !fed_), "no sampled token to feed");
+  require_room(n);
+  if (sampled_ + n > options_.max_steps) no_room("sampled", options_.max_steps, sampled_ + n);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (i % steps_between_checks == 0) check_interrupt();
+    step();
+  }
+}
+
+void Decoder::synchronize() { ops_.synchronize(); }
+
+std::vector<std::int32_t> Decoder::tokens(std::int64_t first, std::int64_t count) {
+  REQUIRE(first >= 0 && count >= 0 && first + count <= sampled_, "tokens not sampled yet");
+  std::vector<std::int32_t> out(static_cast<std::size_t>(options_.batch * count));
+  std::int32_t bad = 0;
+  ops_.download(state_.bad, host_view(&bad, 1, 1));
+  if (bad != 0) {
+    throw Error(ErrorCode::numeric, "sampling: expected finite logits, found NaN or infinity in " +
+                                        std::to_string(bad) + " rows");
+  }
+  if (count > 0) {
+    ops_.download(state_.history.col_range(first, count),
+                  host_view(out.data(), options_.batch, count));
+  }
+  return out;
+}
+
+std::span<const float> Decoder::logits() {
+  REQUIRE(position_ > 0, "no tokens were fed");
+  ops_.download(logits_, host_view(host_logits_.data(), options_.batch, config().vocab));
   for (const float v : host_logits_) {
     if (!std::isfinite(v)) {
       throw Error(ErrorCode::numeric, "position " + std::to_string(position_ - 1) +
@@ -145,16 +209,22 @@ std::span<const float> Decoder::feed(std::span<const std::int32_t> tokens) {
   return host_logits_;
 }
 
+std::span<const float> Decoder::feed(std::span<const std::int32_t> tokens) {
+  prefill(tokens);
+  return logits();
+}
+
 std::vector<float> Decoder::feed_all_logits(std::span<const std::int32_t> tokens) {
-  REQUIRE(static_cast<std::int64_t>(tokens.size()) <= x_.rows, "too many tokens at once");
-  REQUIRE(position_ + static_cast<std::int64_t>(tokens.size()) <= capacity_, "the context is full");
-  check_tokens(tokens, source_.config(), "prompt");
-  const std::int64_t vocab = source_.config().vocab;
-  forward(tokens);
-  std::vector<float> out(tokens.size() * static_cast<std::size_t>(vocab));
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    ops_.matmul(scratch_.h.row_range(static_cast<std::int64_t>(i), 1), head_, logits_, false);
-    ops_.download(logits_, host_view(out.data() + i * static_cast<std::size_t>(vocab), 1, vocab));
+  const auto len = static_cast<std::int64_t>(tokens.size());
+  REQUIRE(options_.batch == 1 && len <= rows_per_pass(), "too many tokens at once");
+  start_feed(tokens, len);
+  const View x = forward(host_ids_.data(), 0, 1, len, position_);
+  std::vector<float> out;
+  for (std::int64_t i = 0; i < len; ++i) {
+    ops_.copy(x.row_range(i, 1), last_);
+    finish_feed(1);
+    const std::span<const float> row = logits();
+    out.insert(out.end(), row.begin(), row.end());
   }
   return out;
 }

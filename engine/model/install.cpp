@@ -36,30 +36,11 @@ View bytes_of(const Plane& plane, const View& like) {
 }
 
 std::vector<std::int32_t> host_zeros(const LinearWeight& w, const AffinePattern& p) {
-  const std::int64_t groups = p.grid.groups(w.cols);
-  std::vector<std::int32_t> zeros(static_cast<std::size_t>(w.rows * groups),
+  std::vector<std::int32_t> zeros(static_cast<std::size_t>(w.rows * p.grid.groups(w.cols)),
                                   1 << (p.grid.bits - 1));
-  if (p.zeros < 0) return zeros;
-  const Plane& plane = w.plane(p.zeros);
-  const auto* bytes = static_cast<const std::byte*>(plane.data.data);
-  if (!plane.packed()) {
-    for (std::size_t i = 0; i < zeros.size(); ++i) {
-      if (plane.dtype == DType::i32) {
-        std::memcpy(&zeros[i], bytes + 4 * i, 4);
-      } else {
-        std::int16_t z = 0;
-        std::memcpy(&z, bytes + 2 * i, 2);
-        zeros[i] = z;
-      }
-    }
-    return zeros;
-  }
-  const auto row_bytes = static_cast<std::size_t>(plane.row_bytes());
-  std::vector<std::uint8_t> row(static_cast<std::size_t>(groups));
-  for (std::int64_t r = 0; r < w.rows; ++r) {
-    unpack_row({bytes + static_cast<std::size_t>(r) * row_bytes, row_bytes},
-               static_cast<unsigned>(plane.bits), row);
-    std::copy(row.begin(), row.end(), zeros.begin() + r * groups);
+  if (p.zeros >= 0) {
+    const Plane& plane = w.plane(p.zeros);
+    read_zeros(plane, static_cast<const std::byte*>(plane.data.data), zeros);
   }
   return zeros;
 }
@@ -69,6 +50,29 @@ std::vector<std::int32_t> host_zeros(const LinearWeight& w, const AffinePattern&
 }
 
 }  // namespace
+
+void read_zeros(const Plane& plane, const std::byte* bytes, std::span<std::int32_t> out) {
+  REQUIRE(static_cast<std::int64_t>(out.size()) == plane.rows * plane.cols, "room for the zeros");
+  if (!plane.packed()) {
+    if (plane.dtype == DType::i32) {
+      std::memcpy(out.data(), bytes, out.size() * sizeof(std::int32_t));
+      return;
+    }
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      std::int16_t z = 0;
+      std::memcpy(&z, bytes + 2 * i, 2);
+      out[i] = z;
+    }
+    return;
+  }
+  const auto row_bytes = static_cast<std::size_t>(plane.row_bytes());
+  const auto cols = static_cast<std::size_t>(plane.cols);
+  std::vector<std::uint8_t> row(cols);
+  for (std::size_t r = 0; r < static_cast<std::size_t>(plane.rows); ++r) {
+    unpack_row({bytes + r * row_bytes, row_bytes}, static_cast<unsigned>(plane.bits), row);
+    std::copy(row.begin(), row.end(), out.begin() + static_cast<std::ptrdiff_t>(r * cols));
+  }
+}
 
 void plan_install(const LinearWeight& w, const std::string& name, Arena& arena) {
   const Arena::Scope scope(arena);

@@ -1,5 +1,6 @@
 #include "engine/model/llama.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -77,14 +78,14 @@ BlockWeights make_block_weights(Arena& arena, const ModelConfig& config, DType d
   w.mlp_norm = arena.make(MemTag::weights, dtype, 1, config.hidden);
   for (const Site s : all_sites) {
     const SiteShape shape = site_shape(config, s);
-    w.linear[static_cast<std::size_t>(s)] =
-        arena.make(MemTag::weights, dtype, shape.rows, shape.cols);
+    w[s].dense = arena.make(MemTag::weights, dtype, shape.rows, shape.cols);
   }
   return w;
 }
 
 BlockScratch make_block_scratch(Arena& arena, Ops& ops, const ModelConfig& config, DType dtype,
-                                std::int64_t batch, std::int64_t q_len, std::int64_t kv_len) {
+                                std::int64_t batch, std::int64_t q_len, std::int64_t kv_len,
+                                std::int64_t packed_bytes) {
   const std::int64_t rows = batch * q_len;
   const std::int64_t q_dim = config.heads * config.head_dim;
   const std::int64_t kv_dim = config.kv_heads * config.head_dim;
@@ -100,9 +101,22 @@ BlockScratch make_block_scratch(Arena& arena, Ops& ops, const ModelConfig& confi
   s.g = make(config.intermediate);
   s.u = make(config.intermediate);
   const AttnShape shape{config.heads, config.kv_heads, config.head_dim};
-  s.workspace = arena.make(MemTag::workspace, DType::u8, 1,
-                           ops.attention_workspace_bytes(shape, batch, q_len, kv_len));
+  s.workspace = arena.make(
+      MemTag::workspace, DType::u8, 1,
+      std::max(packed_bytes, ops.attention_workspace_bytes(shape, batch, q_len, kv_len)));
   return s;
+}
+
+std::int64_t packed_workspace_bytes(const Ops& ops, std::span<const PackedShape> shapes,
+                                    std::int64_t rows, DType dtype, PackedKernel kernel) {
+  std::int64_t bytes = 0;
+  // Fewer rows may take another kernel, and so more.
+  for (const PackedShape& shape : shapes) {
+    for (std::int64_t m = 1; m <= rows; ++m) {
+      bytes = std::max(bytes, ops.packed_workspace_bytes(shape, m, dtype, kernel));
+    }
+  }
+  return bytes;
 }
 
 RopeTable make_rope_table(Arena& arena, Ops& ops, const ModelConfig& config,

@@ -4,11 +4,13 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "engine/core/memory.h"
 #include "engine/model/config.h"
 #include "engine/ops/ops.h"
+#include "engine/weight/packed_weight.h"
 
 namespace engine {
 
@@ -36,21 +38,35 @@ struct SiteShape {
 // "layers.3.self_attn.q_proj": the key of a linear in reports and packed files.
 [[nodiscard]] std::string linear_name(std::int64_t layer, Site site);
 
-// Dense weights of one block on the ops' device, all in the compute dtype.
+// Weights of one block on the ops' device: norms and dense matrices in the compute dtype, or packed
+// linears.
 struct BlockWeights {
-  View attn_norm;                         // [1, hidden]
-  View mlp_norm;                          // [1, hidden]
-  std::array<View, site_count> linear{};  // [rows, cols] each
-  [[nodiscard]] const View& operator[](Site s) const { return linear[static_cast<std::size_t>(s)]; }
+  View attn_norm;                           // [1, hidden]
+  View mlp_norm;                            // [1, hidden]
+  std::array<Linear, site_count> linear{};  // [rows, cols] each
+  [[nodiscard]] const Linear& operator[](Site s) const {
+    return linear[static_cast<std::size_t>(s)];
+  }
+  [[nodiscard]] Linear& operator[](Site s) { return linear[static_cast<std::size_t>(s)]; }
 };
+// All dense. Blocks with packed linears: make_block_weights of source.h.
 BlockWeights make_block_weights(Arena& arena, const ModelConfig& config, DType dtype);
 
 // Activations of one block for `rows` stacked tokens.
 struct BlockScratch {
   View h, q, k, v, a, g, u, workspace;
+  View k_read, v_read;  // [capacity, kv_heads * head_dim]: one sequence of an 8-bit cache, or empty
 };
+// `packed_bytes`: what the products with packed weights need (packed_workspace_bytes below).
 BlockScratch make_block_scratch(Arena& arena, Ops& ops, const ModelConfig& config, DType dtype,
-                                std::int64_t batch, std::int64_t q_len, std::int64_t kv_len);
+                                std::int64_t batch, std::int64_t q_len, std::int64_t kv_len,
+                                std::int64_t packed_bytes = 0);
+
+// The largest PackedOps::packed_workspace_bytes of these shapes for 1 to `rows` rows of x.
+[[nodiscard]] std::int64_t packed_workspace_bytes(const Ops& ops,
+                                                  std::span<const PackedShape> shapes,
+                                                  std::int64_t rows, DType dtype,
+                                                  PackedKernel kernel);
 
 // cos and sin of the rotary angles, f32 [positions, head_dim / 2], on the ops' device.
 struct RopeTable {
@@ -60,19 +76,15 @@ struct RopeTable {
 RopeTable make_rope_table(Arena& arena, Ops& ops, const ModelConfig& config,
                           std::int64_t positions);
 
-// Keys and values of one layer, [capacity, kv_heads * head_dim].
-struct KvLayer {
-  View k;
-  View v;
-};
-
 struct BlockRun {
   Ops& ops;
   const ModelConfig& config;
   RopeTable rope;
   std::int64_t batch = 1;          // sequences stacked in x
   std::int64_t start = 0;          // position of each sequence's first row
-  const KvLayer* cache = nullptr;  // null: whole sequences; else batch is 1 and rows are appended
+  const KvCache* cache = nullptr;  // rows are appended to it; null: whole sequences
+  std::int64_t first = 0;          // the cache's sequence that x begins with
+  PackedKernel kernel = PackedKernel::automatic;
 };
 
 // Called with each tap's input as it appears; returning false ends the block there.

@@ -4,6 +4,39 @@
 #include "engine/model/llama.h"
 
 namespace engine {
+namespace {
+
+// Attention of the new rows, which are appended to the cache first if there is one. Queries then
+// see what the cache holds; only whole sequences in a plain cache, where that is k and v, need not
+// be read back.
+void attend(const BlockRun& run, const BlockScratch& s, View q, View k, View v, View out) {
+  Ops& ops = run.ops;
+  const ModelConfig& c = run.config;
+  const AttnShape shape{c.heads, c.kv_heads, c.head_dim};
+  if (run.cache != nullptr) {
+    ops.kv_append(k, v, c.head_dim, *run.cache, run.first, run.batch, run.start);
+  }
+  if (run.cache == nullptr || (run.start == 0 && !run.cache->quantized())) {
+    ops.attention(q, k, v, shape, run.batch, out, s.workspace);
+    return;
+  }
+  const std::int64_t len = q.rows / run.batch;
+  const std::int64_t seen = run.start + len;
+  for (std::int64_t b = 0; b < run.batch; ++b) {
+    const std::int64_t sequence = run.first + b;
+    View keys = run.cache->k.row_range(sequence * run.cache->capacity, seen);
+    View values = run.cache->v.row_range(sequence * run.cache->capacity, seen);
+    if (run.cache->quantized()) {
+      keys = s.k_read.row_range(0, seen);
+      values = s.v_read.row_range(0, seen);
+      ops.kv_read(*run.cache, c.head_dim, sequence, keys, values);
+    }
+    ops.attention(q.row_range(b * len, len), keys, values, shape, 1, out.row_range(b * len, len),
+                  s.workspace);
+  }
+}
+
+}  // namespace
 
 void llama_block(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View x,
                  const TapFn& tap) {
@@ -15,34 +48,26 @@ void llama_block(const BlockRun& run, const BlockWeights& w, const BlockScratch&
   const auto seen = [&](Tap t, const View& v) { return !tap || tap(t, v); };
   const View h = window(s.h), q = window(s.q), k = window(s.k), v = window(s.v), a = window(s.a),
              g = window(s.g), u = window(s.u);
-  const AttnShape shape{c.heads, c.kv_heads, c.head_dim};
   const Positions positions{run.start, len};
 
   ops.rmsnorm(x, w.attn_norm, static_cast<float>(c.rms_eps), h);
   if (!seen(Tap::attn_in, h)) return;
-  ops.matmul(h, w[Site::q], q, false);
-  ops.matmul(h, w[Site::k], k, false);
-  ops.matmul(h, w[Site::v], v, false);
+  ops.linear(h, w[Site::q], q, false, s.workspace, run.kernel);
+  ops.linear(h, w[Site::k], k, false, s.workspace, run.kernel);
+  ops.linear(h, w[Site::v], v, false, s.workspace, run.kernel);
   ops.rope(q, c.head_dim, run.rope.cos, run.rope.sin, positions);
   ops.rope(k, c.head_dim, run.rope.cos, run.rope.sin, positions);
-  if (run.cache != nullptr) {
-    ops.copy(k, run.cache->k.row_range(run.start, rows));
-    ops.copy(v, run.cache->v.row_range(run.start, rows));
-    ops.attention(q, run.cache->k.row_range(0, run.start + rows),
-                  run.cache->v.row_range(0, run.start + rows), shape, 1, a, s.workspace);
-  } else {
-    ops.attention(q, k, v, shape, run.batch, a, s.workspace);
-  }
+  attend(run, s, q, k, v, a);
   if (!seen(Tap::attn_out, a)) return;
-  ops.matmul(a, w[Site::o], x, true);
+  ops.linear(a, w[Site::o], x, true, s.workspace, run.kernel);
 
   ops.rmsnorm(x, w.mlp_norm, static_cast<float>(c.rms_eps), h);
   if (!seen(Tap::mlp_in, h)) return;
-  ops.matmul(h, w[Site::gate], g, false);
-  ops.matmul(h, w[Site::up], u, false);
+  ops.linear(h, w[Site::gate], g, false, s.workspace, run.kernel);
+  ops.linear(h, w[Site::up], u, false, s.workspace, run.kernel);
   ops.silu_mul(g, u, g);
   if (!seen(Tap::mlp_out, g)) return;
-  ops.matmul(g, w[Site::down], x, true);
+  ops.linear(g, w[Site::down], x, true, s.workspace, run.kernel);
 }
 
 }  // namespace engine

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 namespace engine {
 
@@ -17,6 +18,16 @@ Loader::Loader(Ops& ops, Ledger& ledger, Arena& arena, const ModelConfig& config
   scratch_ = arena.make(MemTag::staging, DType::u8, 2, piece_bytes_);
   if (!arena.is_measuring()) {
     staging_ = Buffer(ops.staging_memory(), ledger, MemTag::staging, DType::u8, 2, piece_bytes_);
+  }
+}
+
+// A device that fails here has failed a call before, too.
+Loader::~Loader() {
+  for (const std::int64_t mark : stage_marks_) {
+    try {
+      if (mark >= 0) static_cast<void>(ops_.elapsed_ms(mark, mark));
+    } catch (const Error&) {
+    }
   }
 }
 
@@ -58,6 +69,82 @@ void Loader::put(std::span<const std::byte> bytes, DType dtype, View out) {
   wait_for(1);
 }
 
+std::byte* Loader::stage(std::int64_t bytes) {
+  stage_ ^= 1U;
+  if (stage_marks_[stage_] >= 0) {
+    static_cast<void>(ops_.elapsed_ms(stage_marks_[stage_], stage_marks_[stage_]));
+    stage_marks_[stage_] = -1;
+  }
+  Buffer& buffer = stages_[stage_];
+  if (buffer.empty() || buffer.view().count() < bytes) {
+    buffer = Buffer();  // gives back first
+    buffer = Buffer(ops_.staging_memory(), ledger_, MemTag::staging, DType::u8, 1, bytes);
+  }
+  return reinterpret_cast<std::byte*>(buffer.view().host<std::uint8_t>());
+}
+
+void Loader::staged() { stage_marks_[stage_] = ops_.mark(); }
+
+PackedWeight make_packed_weight(Arena& arena, const PackedLayout& layout) {
+  const PackedShape& shape = layout.shape;
+  PackedWeight w;
+  w.shape = shape;
+  w.records = arena.make(MemTag::weights, DType::u8, 1, shape.records_bytes());
+  if (shape.group == 0) {
+    w.row_units = arena.make(MemTag::weights, DType::u8, 1, shape.row_unit_bytes());
+  }
+  if (shape.kind == PackedKind::codebook) w.book = arena.make(MemTag::weights, DType::f32, 1, 16);
+  if (layout.permuted) w.permutation = arena.make(MemTag::weights, DType::i32, 1, shape.cols);
+  return w;
+}
+
+BlockWeights make_block_weights(Arena& arena, const WeightSource& source, std::int64_t layer,
+                                DType dtype) {
+  const ModelConfig& config = source.config();
+  BlockWeights w;
+  w.attn_norm = arena.make(MemTag::weights, dtype, 1, config.hidden);
+  w.mlp_norm = arena.make(MemTag::weights, dtype, 1, config.hidden);
+  for (const Site s : all_sites) {
+    if (const auto layout = source.packed_layout(layer, s)) {
+      w[s].packed = make_packed_weight(arena, *layout);
+    } else {
+      const SiteShape shape = site_shape(config, s);
+      w[s].dense = arena.make(MemTag::weights, dtype, shape.rows, shape.cols);
+    }
+  }
+  return w;
+}
+
+std::vector<PackedShape> packed_shapes(const WeightSource& source) {
+  const auto fields = [](const PackedShape& s) {
+    return std::tuple(s.rows, s.cols, s.kind, s.bits, s.group, s.scale_dtype, s.zeros);
+  };
+  std::vector<PackedShape> shapes;
+  for (std::int64_t layer = 0; layer < source.config().layers; ++layer) {
+    for (const Site s : all_sites) {
+      const auto layout = source.packed_layout(layer, s);
+      if (!layout) continue;
+      const bool known = std::any_of(shapes.begin(), shapes.end(), [&](const PackedShape& other) {
+        return fields(other) == fields(layout->shape);
+      });
+      if (!known) shapes.push_back(layout->shape);
+    }
+  }
+  return shapes;
+}
+
+void require_packed(const WeightSource& source) {
+  if (!packed_shapes(source).empty()) return;
+  throw Error(ErrorCode::usage,
+              source.describe().value("name", std::string("the model")) +
+                  ": expected packed linears, found only dense ones; use --exec decoded");
+}
+
+void WeightSource::load_packed(std::int64_t, std::span<const Site>, Loader&,
+                               std::span<const PackedWeight>) {
+  REQUIRE(false, "a source without packed linears");
+}
+
 std::vector<std::string> dense_names(const ModelConfig& config) {
   std::vector<std::string> names = {"embed_tokens.weight"};
   for (std::int64_t i = 0; i < config.layers; ++i) {
@@ -84,10 +171,18 @@ void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const 
   check(prefix + "input_layernorm.weight", out.attn_norm);
   source.load_dense(prefix + "post_attention_layernorm.weight", loader, out.mlp_norm);
   check(prefix + "post_attention_layernorm.weight", out.mlp_norm);
+  std::vector<Site> packed_sites;
+  std::vector<PackedWeight> packed;
   for (const Site s : all_sites) {
-    source.load_linear(layer, s, loader, out[s]);
-    check(linear_name(layer, s), out[s]);
+    if (out[s].is_packed()) {
+      packed_sites.push_back(s);
+      packed.push_back(out[s].packed);
+    } else {
+      source.load_linear(layer, s, loader, out[s].dense);
+      check(linear_name(layer, s), out[s].dense);
+    }
   }
+  if (!packed.empty()) source.load_packed(layer, packed_sites, loader, packed);
 }
 
 std::unique_ptr<WeightSource> open_model(const std::string& model) {

@@ -2,12 +2,17 @@
 #include <algorithm>
 #include <thread>
 
+#include "engine/core/parallel.h"
 #include "engine/model/install.h"
+#include "engine/model/packed_install.h"
 #include "engine/model/packed_model.h"
 #include "engine/weight/codec.h"
 
 namespace engine {
 namespace {
+
+// Of packed planes at a time; a block of an 8B model in four bits fits.
+constexpr std::int64_t max_stage_bytes = 160 << 20;
 
 class PackedSource final : public WeightSource {
  public:
@@ -63,6 +68,39 @@ class PackedSource final : public WeightSource {
     validate(weight, reader_.name(), "linears." + name);
     install_linear(weight, name, loader, out);
   }
+  [[nodiscard]] std::optional<PackedLayout> packed_layout(std::int64_t layer,
+                                                          Site site) const override {
+    const std::string name = linear_name(layer, site);
+    return packed_layout_of(model_.linears.at(name).weight, name);
+  }
+  void load_packed(std::int64_t layer, std::span<const Site> sites, Loader& loader,
+                   std::span<const PackedWeight> out) override {
+    // As many linears at a time as fit a stage, at least one: their planes are decoded while the
+    // device still works on those before.
+    for (std::size_t first = 0; first < sites.size();) {
+      std::vector<StagedLinear> staged;
+      std::int64_t bytes = 0;
+      while (first + staged.size() < sites.size()) {
+        const std::string name = linear_name(layer, sites[first + staged.size()]);
+        StagedLinear next = stage_layout(model_.linears.at(name).weight, name);
+        if (!staged.empty() && bytes + next.bytes > max_stage_bytes) break;
+        bytes += next.bytes;
+        staged.push_back(std::move(next));
+      }
+      std::byte* base = nullptr;
+      if (!loader.arena().is_measuring()) {
+        base = loader.stage(bytes);
+        fill_stage(staged, base);
+      }
+      std::int64_t at = 0;
+      for (std::size_t i = 0; i < staged.size(); ++i) {
+        install_packed(staged[i], base == nullptr ? nullptr : base + at, loader, out[first + i]);
+        at += staged[i].bytes;
+      }
+      if (base != nullptr) loader.staged();
+      first += staged.size();
+    }
+  }
   [[nodiscard]] DType linear_dtype() const override { return dense("norm.weight").info.dtype; }
 
  private:
@@ -81,6 +119,46 @@ class PackedSource final : public WeightSource {
                        threads_);
     return bytes;
   }
+  // Decodes and checks the planes of all these linears at once, one after another from `base`.
+  void fill_stage(std::span<const StagedLinear> staged, std::byte* base) {
+    struct Task {
+      std::uint32_t plane;
+      std::byte* to;
+    };
+    std::vector<Task> tasks;
+    std::vector<std::byte*> bases;
+    for (const StagedLinear& s : staged) {
+      const std::vector<std::uint32_t>& planes = model_.linears.at(s.name).planes;
+      for (std::size_t i = 0; i < planes.size(); ++i) {
+        tasks.push_back({planes[i], base + s.plane[i]});
+      }
+      bases.push_back(base);
+      base += s.bytes;
+    }
+    // The largest first: the last to end decides how long it takes.
+    const auto size = [&](const Task& t) { return reader_.planes()[t.plane].raw_bytes; };
+    std::stable_sort(tasks.begin(), tasks.end(),
+                     [&](const Task& a, const Task& b) { return size(a) > size(b); });
+    if (!pool_) pool_ = std::make_unique<ThreadPool>(0);
+    pool_->run(static_cast<std::int64_t>(tasks.size()), 1, [&](std::int64_t i, std::int64_t) {
+      const Task& task = tasks[static_cast<std::size_t>(i)];
+      const PlaneInfo& info = reader_.planes()[task.plane];
+      const auto chunks = static_cast<unsigned>(std::max<std::size_t>(info.chunks.size(), 1));
+      reader_.read_plane(task.plane, {task.to, static_cast<std::size_t>(info.raw_bytes)},
+                         std::min(threads_, chunks));
+    });
+    pool_->run(static_cast<std::int64_t>(staged.size()), 1, [&](std::int64_t i, std::int64_t) {
+      const auto index = static_cast<std::size_t>(i);
+      const StagedLinear& s = staged[index];
+      LinearWeight weight = *s.described;
+      for (std::size_t p = 0; p < weight.planes.size(); ++p) {
+        weight.planes[p].data = make_view(bases[index] + s.plane[p], DType::u8, DeviceKind::cpu, 1,
+                                          weight.planes[p].raw_bytes());
+      }
+      validate(weight, reader_.name(), "linears." + s.name);
+      prepare_staged(s, bases[index]);
+    });
+  }
   static std::span<const std::byte> span_of(const Buffer& b) {
     return {reinterpret_cast<const std::byte*>(b.view().host<std::uint8_t>()),
             static_cast<std::size_t>(b.view().count())};
@@ -89,6 +167,7 @@ class PackedSource final : public WeightSource {
   PackedReader reader_;
   PackedModel model_;
   unsigned threads_ = std::max(1U, std::thread::hardware_concurrency());
+  std::unique_ptr<ThreadPool> pool_;  // made for the first packed block
 };
 
 }  // namespace

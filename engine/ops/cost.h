@@ -9,7 +9,10 @@
 #include <initializer_list>
 
 #include "engine/ops/attn_ops.h"
+#include "engine/ops/fused_ops.h"
+#include "engine/ops/packed_ops.h"
 #include "engine/ops/quant_ops.h"
+#include "engine/ops/step_ops.h"
 
 namespace engine {
 
@@ -118,6 +121,101 @@ inline OpCost gptq_sweep(const GptqProblem& p) {
   const std::int64_t factor = d * (d + 1) / 2 * size;
   return {2 * p.w.bytes() + factor + bytes_of({p.column_group, p.scales, p.zeros, p.codes, p.loss}),
           rows * d * (d - 1) + 5 * rows * d};
+}
+
+// Subtract the zero, scale; once for each term.
+inline OpCost expand(const PackedWeight& w, const View& out) {
+  return {w.bytes() + out.bytes(), 2 * w.shape.terms() * out.count()};
+}
+
+// The flops of the product alone: decoding is the price of the layout.
+inline OpCost packed_matmul(const View& x, const PackedWeight& w, const View& out,
+                            bool accumulate) {
+  return {w.bytes() + bytes_of({x, out}) + (accumulate ? out.bytes() : 0),
+          2 * x.rows * w.shape.rows * x.cols};
+}
+
+inline OpCost linear(const View& x, const Linear& w, const View& out, bool accumulate) {
+  return w.is_packed() ? packed_matmul(x, w.packed, out, accumulate)
+                       : matmul(x, w.dense, out, accumulate);
+}
+
+// Every row stands at the one position, so one row of each table is read.
+inline OpCost rope_step(const View& x, const View& cos, const View& sin, const View& position) {
+  return {2 * x.bytes() + (cos.cols + sin.cols) * 4 + position.bytes(), 3 * x.count()};
+}
+
+// `tokens` rows of keys and values in the cache, with their scales.
+inline std::int64_t cache_rows(const KvCache& cache, std::int64_t tokens) {
+  std::int64_t row = 0;
+  for (const View& v : {cache.k, cache.v, cache.k_scale, cache.v_scale}) {
+    row += v.cols * static_cast<std::int64_t>(dtype_bytes(v.dtype));
+  }
+  return tokens * row;
+}
+
+// Rows of k and v into the cache or out of it. To or from 8 bits an element costs two operations
+// (a maximum and a division; a subtraction and a product).
+inline OpCost kv_copy(const View& k, const View& v, const KvCache& cache) {
+  return {bytes_of({k, v}) + cache_rows(cache, k.rows),
+          cache.quantized() ? 2 * (k.count() + v.count()) : 0};
+}
+
+inline OpCost kv_append_step(const View& k, const View& v, const KvCache& cache,
+                             const View& position) {
+  OpCost c = kv_copy(k, v, cache);
+  c.bytes += position.bytes();
+  return c;
+}
+
+// How many tokens are read is known on the device only (the position is data there), so this counts
+// the cache's full capacity: an upper bound, unlike every other cost here.
+inline OpCost attention_step(const View& q, const KvCache& cache, const AttnShape& shape,
+                             const View& out) {
+  const std::int64_t tokens = cache.batch * cache.capacity;
+  return {bytes_of({q, out}) + cache_rows(cache, tokens),
+          4 * shape.head_dim * shape.heads * tokens};
+}
+
+// Greedy: comparisons only. Otherwise subtract, divide, exp, add.
+inline OpCost sample_step(const View& logits, const SampleOptions& options,
+                          const StepState& state) {
+  return {logits.bytes() + 2 * state.token.bytes(),
+          options.temperature > 0 ? 4 * logits.count() : 0};
+}
+
+// A normalized input read by `n` linears: the intermediate results of a fused op stay on the chip.
+inline OpCost norm_linears(const View& x, const View& norm,
+                           std::initializer_list<const Linear*> linears) {
+  OpCost c{bytes_of({x, norm}), 4 * x.count()};
+  for (const Linear* w : linears) {
+    c.bytes += w->bytes();
+    c.flops += 2 * x.rows * w->rows() * x.cols;
+  }
+  return c;
+}
+
+inline OpCost qkv_step(const QkvStep& s) {
+  OpCost c = norm_linears(s.x, s.norm, {s.q, s.k, s.v});
+  c.bytes += s.q_out.bytes() + (s.cos.cols + s.sin.cols) * 4 + s.position.bytes() +
+             cache_rows(s.cache, s.x.rows);
+  const std::int64_t keys = s.x.rows * s.k->rows();
+  c.flops += 3 * (s.q_out.count() + keys);                // rotation
+  if (s.cache.quantized()) c.flops += 2 * (keys + keys);  // keys and values to 8 bits
+  return c;
+}
+
+inline OpCost gate_up(const GateUp& s) {
+  OpCost c = norm_linears(s.x, s.norm, {s.gate, s.up});
+  c.bytes += s.out.bytes();
+  c.flops += 4 * s.out.count();
+  return c;
+}
+
+inline OpCost norm_linear(const NormLinear& s) {
+  OpCost c = norm_linears(s.x, s.norm, {s.w});
+  c.bytes += s.out.bytes();
+  return c;
 }
 
 }  // namespace cost

@@ -66,6 +66,11 @@ void CpuOps::copy(View from, View to) { copy_rows(from, to, "copy"); }
 
 void CpuOps::synchronize() {}  // every op is done when it returns
 
+std::unique_ptr<Recording> CpuOps::record(const std::function<void()>&) {
+  throw Error(ErrorCode::device, "cpu: cannot record work");
+}
+void CpuOps::replay(Recording&) { throw Error(ErrorCode::device, "cpu: cannot replay work"); }
+
 std::int64_t CpuOps::mark() {
   marks_.push_back(std::chrono::steady_clock::now());
   return static_cast<std::int64_t>(marks_.size()) - 1;

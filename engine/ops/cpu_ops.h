@@ -56,6 +56,33 @@ class CpuOps final : public Ops {
   [[nodiscard]] std::int64_t gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                   std::int64_t block, DType factor) override;
 
+  // PackedOps
+  void repack(View codes, View scales, View zeros, const PackedWeight& out) override;
+  void unpack(const PackedWeight& w, View codes, View scales, View zeros) override;
+  void expand(const PackedWeight& w, View out) override;
+  void packed_matmul(View x, const PackedWeight& w, View out, bool accumulate, PackedKernel kernel,
+                     View workspace) override;
+  [[nodiscard]] std::int64_t packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
+                                                    DType dtype,
+                                                    PackedKernel kernel) const override;
+
+  // StepOps
+  void rope_step(View x, std::int64_t head_dim, View cos, View sin, View position) override;
+  void kv_append_step(View k, View v, std::int64_t head_dim, const KvCache& cache,
+                      View position) override;
+  void kv_append(View k, View v, std::int64_t head_dim, const KvCache& cache, std::int64_t first,
+                 std::int64_t n, std::int64_t start) override;
+  void kv_read(const KvCache& cache, std::int64_t head_dim, std::int64_t sequence, View k,
+               View v) override;
+  void attention_step(View q, const KvCache& cache, const AttnShape& shape, View position, View out,
+                      View workspace) override;
+  [[nodiscard]] std::int64_t attention_step_bytes(const AttnShape& shape, std::int64_t batch,
+                                                  std::int64_t capacity) const override;
+  void sample_step(View logits, const SampleOptions& options, const StepState& state,
+                   View workspace) override;
+  [[nodiscard]] std::int64_t sample_step_bytes(std::int64_t batch,
+                                               std::int64_t vocab) const override;
+
   // Ops
   [[nodiscard]] DeviceKind kind() const override { return DeviceKind::cpu; }
   [[nodiscard]] DeviceInfo info() override;
@@ -65,6 +92,9 @@ class CpuOps final : public Ops {
   void download(View device, View host) override;
   void copy(View from, View to) override;
   void synchronize() override;
+  [[nodiscard]] bool can_record() const override { return false; }
+  [[nodiscard]] std::unique_ptr<Recording> record(const std::function<void()>& body) override;
+  void replay(Recording& recording) override;
   [[nodiscard]] std::int64_t mark() override;
   [[nodiscard]] double elapsed_ms(std::int64_t from, std::int64_t to) override;
 

@@ -5,13 +5,17 @@
 // a line allows it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "engine/core/memory.h"
 #include "engine/ops/attn_ops.h"
 #include "engine/ops/dense_ops.h"
+#include "engine/ops/fused_ops.h"
+#include "engine/ops/packed_ops.h"
 #include "engine/ops/quant_ops.h"
+#include "engine/ops/step_ops.h"
 
 namespace engine {
 
@@ -26,8 +30,23 @@ struct DeviceInfo {
   std::int64_t context_bytes = 0;
 };
 
-class Ops : public DenseOps, public AttnOps, public QuantOps {
+// Work recorded once, to be launched again as a whole.
+class Recording {
  public:
+  virtual ~Recording() = default;
+};
+
+class Ops : public DenseOps, public AttnOps, public QuantOps, public PackedOps, public StepOps {
+ public:
+  // Fused ops, defined in fused_ops.cpp by composition.
+  virtual void qkv_step(const QkvStep& s);
+  virtual void gate_up(const GateUp& s);
+  virtual void norm_linear(const NormLinear& s);
+  // out = x w^T or out += x w^T, by matmul or packed_matmul (kernel: for packed weights).
+  // workspace as in packed_matmul; unused for a dense weight.
+  virtual void linear(View x, const Linear& w, View out, bool accumulate, View workspace,
+                      PackedKernel kernel = PackedKernel::automatic);
+
   [[nodiscard]] virtual DeviceKind kind() const = 0;
   [[nodiscard]] virtual DeviceInfo info() = 0;
   [[nodiscard]] virtual RawMemory& memory() = 0;          // the device's own
@@ -40,6 +59,15 @@ class Ops : public DenseOps, public AttnOps, public QuantOps {
   virtual void download(View device, View host) = 0;
   virtual void copy(View from, View to) = 0;  // device to device
   virtual void synchronize() = 0;
+
+  // Whether record() works here (cuda). Elsewhere a step is simply run again.
+  [[nodiscard]] virtual bool can_record() const = 0;
+  // Records what `body` queues without running it: no allocation, no copy from or to the host and
+  // nothing that synchronises inside. The views used must stay. Throws Error(device) where
+  // can_record() is false.
+  [[nodiscard]] virtual std::unique_ptr<Recording> record(const std::function<void()>& body) = 0;
+  // Queues a recording of this backend.
+  virtual void replay(Recording& recording) = 0;
 
   // A point in the stream, for timing. elapsed_ms waits for `to`; with from == to it only waits,
   // and takes any mark ever made. Between two marks it may refuse one with 16384 made since.

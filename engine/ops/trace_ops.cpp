@@ -11,6 +11,8 @@ constexpr std::size_t max_spans = 2048;
 
 const std::vector<std::string>& TraceOps::op_names() {
   static const std::vector<std::string> names = {"attention",
+                                                 "attention_step",
+                                                 "attention_step_bytes",
                                                  "attention_workspace_bytes",
                                                  "convert",
                                                  "copy",
@@ -21,25 +23,42 @@ const std::vector<std::string>& TraceOps::op_names() {
                                                  "download",
                                                  "elapsed_ms",
                                                  "embed",
+                                                 "expand",
                                                  "factor_upper",
                                                  "factor_workspace_bytes",
                                                  "fill_bell",
                                                  "find_grid",
+                                                 "gate_up",
                                                  "gather_columns",
                                                  "gptq_sweep",
                                                  "gptq_workspace_bytes",
                                                  "gram",
+                                                 "kv_append",
+                                                 "kv_append_step",
+                                                 "kv_read",
+                                                 "linear",
                                                  "mark",
                                                  "matmul",
+                                                 "norm_linear",
                                                  "pack_codes",
+                                                 "packed_matmul",
+                                                 "packed_workspace_bytes",
+                                                 "qkv_step",
                                                  "quantize_codes",
+                                                 "record",
+                                                 "repack",
+                                                 "replay",
                                                  "rmsnorm",
                                                  "rope",
+                                                 "rope_step",
                                                  "row_argmax",
                                                  "row_nll",
+                                                 "sample_step",
+                                                 "sample_step_bytes",
                                                  "silu_mul",
                                                  "square_sums",
                                                  "synchronize",
+                                                 "unpack",
                                                  "unpack_codes",
                                                  "upload",
                                                  "zero"};
@@ -62,9 +81,10 @@ OpStats& TraceOps::entry(const char* name) const {
 template <class Call>
 void TraceOps::run(const char* name, const OpCost& cost, Call&& call) {
   OpStats& s = entry(name);
-  const std::int64_t from = time_ ? ops_.mark() : 0;
+  const bool timed = time_ && !recording_;
+  const std::int64_t from = timed ? ops_.mark() : 0;
   call();
-  if (time_) {
+  if (timed) {
     spans_.push_back({&s, from, ops_.mark()});
     if (spans_.size() >= max_spans) resolve_spans();
   }
@@ -237,7 +257,122 @@ std::int64_t TraceOps::gptq_workspace_bytes(std::int64_t rows, std::int64_t d, s
   return ops_.gptq_workspace_bytes(rows, d, block, factor);
 }
 
+// PackedOps
+
+void TraceOps::repack(View codes, View scales, View zeros, const PackedWeight& out) {
+  run("repack", cost::pass({codes, scales, zeros, out.records, out.row_units}),
+      [&] { ops_.repack(codes, scales, zeros, out); });
+}
+
+void TraceOps::unpack(const PackedWeight& w, View codes, View scales, View zeros) {
+  run("unpack", cost::pass({w.records, w.row_units, codes, scales, zeros}),
+      [&] { ops_.unpack(w, codes, scales, zeros); });
+}
+
+void TraceOps::expand(const PackedWeight& w, View out) {
+  run("expand", cost::expand(w, out), [&] { ops_.expand(w, out); });
+}
+
+void TraceOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumulate,
+                             PackedKernel kernel, View workspace) {
+  run("packed_matmul", cost::packed_matmul(x, w, out, accumulate),
+      [&] { ops_.packed_matmul(x, w, out, accumulate, kernel, workspace); });
+}
+
+std::int64_t TraceOps::packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
+                                              DType dtype, PackedKernel kernel) const {
+  ++entry("packed_workspace_bytes").calls;
+  return ops_.packed_workspace_bytes(shape, rows, dtype, kernel);
+}
+
+// StepOps
+
+void TraceOps::rope_step(View x, std::int64_t head_dim, View cos, View sin, View position) {
+  run("rope_step", cost::rope_step(x, cos, sin, position),
+      [&] { ops_.rope_step(x, head_dim, cos, sin, position); });
+}
+
+void TraceOps::kv_append_step(View k, View v, std::int64_t head_dim, const KvCache& cache,
+                              View position) {
+  run("kv_append_step", cost::kv_append_step(k, v, cache, position),
+      [&] { ops_.kv_append_step(k, v, head_dim, cache, position); });
+}
+
+void TraceOps::kv_append(View k, View v, std::int64_t head_dim, const KvCache& cache,
+                         std::int64_t first, std::int64_t n, std::int64_t start) {
+  run("kv_append", cost::kv_copy(k, v, cache),
+      [&] { ops_.kv_append(k, v, head_dim, cache, first, n, start); });
+}
+
+void TraceOps::kv_read(const KvCache& cache, std::int64_t head_dim, std::int64_t sequence, View k,
+                       View v) {
+  run("kv_read", cost::kv_copy(k, v, cache),
+      [&] { ops_.kv_read(cache, head_dim, sequence, k, v); });
+}
+
+void TraceOps::attention_step(View q, const KvCache& cache, const AttnShape& shape, View position,
+                              View out, View workspace) {
+  run("attention_step", cost::attention_step(q, cache, shape, out),
+      [&] { ops_.attention_step(q, cache, shape, position, out, workspace); });
+}
+
+std::int64_t TraceOps::attention_step_bytes(const AttnShape& shape, std::int64_t batch,
+                                            std::int64_t capacity) const {
+  ++entry("attention_step_bytes").calls;
+  return ops_.attention_step_bytes(shape, batch, capacity);
+}
+
+void TraceOps::sample_step(View logits, const SampleOptions& options, const StepState& state,
+                           View workspace) {
+  run("sample_step", cost::sample_step(logits, options, state),
+      [&] { ops_.sample_step(logits, options, state, workspace); });
+}
+
+std::int64_t TraceOps::sample_step_bytes(std::int64_t batch, std::int64_t vocab) const {
+  ++entry("sample_step_bytes").calls;
+  return ops_.sample_step_bytes(batch, vocab);
+}
+
+// Fused ops
+
+void TraceOps::qkv_step(const QkvStep& s) {
+  run("qkv_step", cost::qkv_step(s), [&] { ops_.qkv_step(s); });
+}
+
+void TraceOps::gate_up(const GateUp& s) {
+  run("gate_up", cost::gate_up(s), [&] { ops_.gate_up(s); });
+}
+
+void TraceOps::norm_linear(const NormLinear& s) {
+  run("norm_linear", cost::norm_linear(s), [&] { ops_.norm_linear(s); });
+}
+
+void TraceOps::linear(View x, const Linear& w, View out, bool accumulate, View workspace,
+                      PackedKernel kernel) {
+  run("linear", cost::linear(x, w, out, accumulate),
+      [&] { ops_.linear(x, w, out, accumulate, workspace, kernel); });
+}
+
 // Ops
+
+std::unique_ptr<Recording> TraceOps::record(const std::function<void()>& body) {
+  REQUIRE(!recording_, "record inside record");
+  struct Flag {
+    explicit Flag(bool& f) : flag(f) { flag = true; }
+    Flag(const Flag&) = delete;
+    Flag& operator=(const Flag&) = delete;
+    ~Flag() { flag = false; }
+    bool& flag;
+  };
+  const Flag flag(recording_);
+  std::unique_ptr<Recording> recording = ops_.record(body);
+  ++entry("record").calls;
+  return recording;
+}
+
+void TraceOps::replay(Recording& recording) {
+  run("replay", {}, [&] { ops_.replay(recording); });
+}
 
 void TraceOps::upload(View host, View device) {
   run("upload", {device.bytes(), 0}, [&] { ops_.upload(host, device); });

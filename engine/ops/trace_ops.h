@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,8 +30,9 @@ class TraceOps final : public Ops {
   // (a backend keeps a bounded number of them). Reading them waits for the device.
   explicit TraceOps(Ops& ops, bool time = false);
 
-  // Every op of the contract by its name: all virtual functions of Ops except the four that only
-  // describe the device (kind, info, memory, staging_memory). Sorted.
+  // Every op of the contract by its name: all virtual functions of Ops except the five that only
+  // describe the device (kind, info, memory, staging_memory, can_record). Sorted. A fused op is one
+  // entry: it goes to the wrapped backend's own kernel, whose parts are not seen.
   static const std::vector<std::string>& op_names();
 
   // One entry for every name, ops never called included. A call that threw is not counted.
@@ -81,6 +84,40 @@ class TraceOps final : public Ops {
   [[nodiscard]] std::int64_t gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                   std::int64_t block, DType factor) override;
 
+  // PackedOps
+  void repack(View codes, View scales, View zeros, const PackedWeight& out) override;
+  void unpack(const PackedWeight& w, View codes, View scales, View zeros) override;
+  void expand(const PackedWeight& w, View out) override;
+  void packed_matmul(View x, const PackedWeight& w, View out, bool accumulate, PackedKernel kernel,
+                     View workspace) override;
+  [[nodiscard]] std::int64_t packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
+                                                    DType dtype,
+                                                    PackedKernel kernel) const override;
+
+  // StepOps
+  void rope_step(View x, std::int64_t head_dim, View cos, View sin, View position) override;
+  void kv_append_step(View k, View v, std::int64_t head_dim, const KvCache& cache,
+                      View position) override;
+  void kv_append(View k, View v, std::int64_t head_dim, const KvCache& cache, std::int64_t first,
+                 std::int64_t n, std::int64_t start) override;
+  void kv_read(const KvCache& cache, std::int64_t head_dim, std::int64_t sequence, View k,
+               View v) override;
+  void attention_step(View q, const KvCache& cache, const AttnShape& shape, View position, View out,
+                      View workspace) override;
+  [[nodiscard]] std::int64_t attention_step_bytes(const AttnShape& shape, std::int64_t batch,
+                                                  std::int64_t capacity) const override;
+  void sample_step(View logits, const SampleOptions& options, const StepState& state,
+                   View workspace) override;
+  [[nodiscard]] std::int64_t sample_step_bytes(std::int64_t batch,
+                                               std::int64_t vocab) const override;
+
+  // Fused ops
+  void qkv_step(const QkvStep& s) override;
+  void gate_up(const GateUp& s) override;
+  void norm_linear(const NormLinear& s) override;
+  void linear(View x, const Linear& w, View out, bool accumulate, View workspace,
+              PackedKernel kernel) override;
+
   // Ops
   [[nodiscard]] DeviceKind kind() const override { return ops_.kind(); }
   [[nodiscard]] DeviceInfo info() override { return ops_.info(); }
@@ -90,6 +127,11 @@ class TraceOps final : public Ops {
   void download(View device, View host) override;
   void copy(View from, View to) override;
   void synchronize() override;
+  // Bodies may call this object's ops. They count once, when they are recorded, and have no time of
+  // their own: marks would become part of the recording. A replay counts as a call, and is timed.
+  [[nodiscard]] bool can_record() const override { return ops_.can_record(); }
+  [[nodiscard]] std::unique_ptr<Recording> record(const std::function<void()>& body) override;
+  void replay(Recording& recording) override;
   [[nodiscard]] std::int64_t mark() override;
   [[nodiscard]] double elapsed_ms(std::int64_t from, std::int64_t to) override;
 
@@ -101,14 +143,15 @@ class TraceOps final : public Ops {
   };
   // The entry of a name in op_names(); anything else is an internal error.
   OpStats& entry(const char* name) const;
-  // Runs `call` as the op `name`, between two marks when timing.
+  // Runs `call` as the op `name`, between two marks when timing and not recording.
   template <class Call>
   void run(const char* name, const OpCost& cost, Call&& call);
   void resolve_spans();
 
   Ops& ops_;
   const bool time_;
-  mutable std::map<std::string, OpStats> stats_;  // the workspace query is const and counted too
+  bool recording_ = false;
+  mutable std::map<std::string, OpStats> stats_;  // workspace queries are const and counted too
   std::vector<Span> spans_;
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "engine/core/interrupt.h"
 #include "engine/core/progress.h"
@@ -111,15 +112,16 @@ void Run::run() {
   for (std::int64_t layer = 0; layer < block_count(); ++layer) {
     check_interrupt();
     progress.advance(0, "block " + std::to_string(layer));
-    if (layer < writer_->finished_blocks()) {
+    if (layer < writer_->resumed_blocks()) {
       resume_block(layer);
     } else {
+      timed("write", [&] { writer_->add_outer_tensors(layer, loader_); });
       run_block(layer);
       timed("write", [&] { writer_->finish_block(layer, loader_); });
     }
     progress.advance(1);
   }
-  timed("write", [&] { writer_->write_outer_tensors(loader_); });
+  timed("write", [&] { writer_->add_outer_tensors(block_count(), loader_); });
 }
 
 // Accumulates x^T x of each tap from one pass over the stream.
@@ -156,7 +158,7 @@ void Run::quantize_tap(std::int64_t layer, Tap tap, const View& hessian) {
                  .hessian = hessian,
                  .sequences = job_.calibration.windows};
   for (const Site s : all_sites) {
-    if (tap_of(s) == tap) pass.sites.push_back({s, weights_[s]});
+    if (tap_of(s) == tap) pass.sites.push_back({s, weights_[s].dense});
   }
   std::vector<SiteResult> results;
   {
@@ -185,7 +187,7 @@ void Run::quantize_tap(std::int64_t layer, Tap tap, const View& hessian) {
       results[i].details["relative_error"] = error;
       ops_.copy(decoded, task.weight);
     });
-    timed("write", [&] { writer_->add_linear(name, results[i]); });
+    timed("write", [&] { writer_->add_linear(name, std::move(results[i])); });
   }
 }
 
@@ -237,7 +239,8 @@ void Run::resume_block(std::int64_t layer) {
   if (!needs_.hessian) return;  // nothing flows from block to block
   timed("replay", [&] {
     load_block(*job_.source, layer, loader_, weights_);
-    for (const Site s : all_sites) writer_->install(linear_name(layer, s), loader_, weights_[s]);
+    for (const Site s : all_sites)
+      writer_->install(linear_name(layer, s), loader_, weights_[s].dense);
     advance_stream(layer, false);
   });
 }
@@ -272,11 +275,13 @@ void quantize(const QuantizeJob& job, Report& report) {
     const PhaseTimer timer(report, "write");
     writer.finish(report);
   } catch (const Error& e) {
-    if (e.code() == ErrorCode::interrupted && writer.finished_blocks() > 0) {
-      writer.keep_for_resume();
-      throw Error(ErrorCode::interrupted,
-                  std::string(e.what()) + " after " + std::to_string(writer.finished_blocks()) +
-                      " finished blocks; run the same command with --resume to continue");
+    if (e.code() == ErrorCode::interrupted) {
+      const std::int64_t kept = writer.settle_for_resume();
+      if (kept > 0) {
+        throw Error(ErrorCode::interrupted,
+                    std::string(e.what()) + " after " + std::to_string(kept) +
+                        " finished blocks; run the same command with --resume to continue");
+      }
     }
     throw;
   }

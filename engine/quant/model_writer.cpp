@@ -1,7 +1,9 @@
 #include "engine/quant/model_writer.h"
 
 #include <algorithm>
+#include <memory>
 #include <thread>
+#include <utility>
 
 #include "engine/model/install.h"
 #include "engine/ops/cpu_kernels.h"
@@ -41,6 +43,11 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
   // The order in which the statistics are summed up.
   if (job.method->needs().hessian) identity_["batch"] = effective_batch(job);
 
+  processor_ = job.ops->info().model;
+  outer_ = {"embed_tokens.weight"};
+  if (!config_.tie_embeddings) outer_.emplace_back("lm_head.weight");
+  outer_.emplace_back("norm.weight");
+
   if (!job.resume) {
     std::filesystem::path journal = job.out;
     journal += ".journal";
@@ -51,6 +58,7 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
                       "): expected --resume to continue it or --restart to discard it");
     }
     writer_.emplace(job.out, writer_options(job));
+    queue_.emplace(queue_bytes());
     return;
   }
   auto resumed = PackedWriter::resume(job.out, writer_options(job));
@@ -71,19 +79,30 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
     }
   }
   // The last bits of sums differ between processors, and the file would be neither's.
-  const std::string processor = job.ops->info().model;
-  if (state.text("processor") != processor) {
+  if (state.text("processor") != processor_) {
     throw Error(ErrorCode::mismatch, job.out.string() + ": --resume: processor: expected " +
                                          state.text("processor") +
-                                         " as in the unfinished file, found " + processor);
+                                         " as in the unfinished file, found " + processor_);
   }
-  finished_ = state.integer("finished", 1, config_.layers);
+  resumed_ = finished_ = state.integer("finished", 1, config_.layers);
   linears_ = state.object("linears").value();
   dense_ = state.object("dense").value();
   if (!state.has("blocks") || !state.find("blocks")->is_array()) state.fail("blocks", "an array");
   blocks_ = *state.find("blocks");
   writer_.emplace(std::move(resumed->writer));
   check_resumed(state);
+  // Not every plane is read again, and damage must not get into the finished file.
+  writer_->verify_planes();
+  std::erase_if(outer_, [&](const std::string& name) { return dense_.contains(name); });
+  queue_.emplace(queue_bytes());
+}
+
+// The largest outer tensor has to be held anyway; beside it a few blocks' linears.
+std::int64_t ModelWriter::queue_bytes() const {
+  constexpr std::int64_t linears = std::int64_t{512} << 20U;
+  const DenseInfo largest = job_.source->dense_info("embed_tokens.weight");
+  return linears +
+         largest.rows * largest.cols * static_cast<std::int64_t>(dtype_bytes(largest.dtype));
 }
 
 // What the rest of the run and finish() take from the journal's tables.
@@ -137,72 +156,97 @@ void ModelWriter::install(const std::string& name, Loader& loader, View out) con
   install_linear(linear.weight, name, loader, out);
 }
 
-void ModelWriter::add_linear(const std::string& name, const SiteResult& result) {
-  std::vector<std::uint32_t> ids;
-  std::uint64_t on_disk = 0;
-  for (const Plane& plane : result.weight.planes) {
-    ids.push_back(writer_->add_plane(name + "." + plane.role, bytes_of(plane)));
-    on_disk += writer_->planes()[ids.back()].stored_bytes();
-  }
-  const WeightBits bits = weight_bits(result.weight);
-  Json entry = linear_entry(result.weight, ids);
-  entry["outcome"] = result.outcome;
-  for (const auto& [key, value] : result.details.items()) entry[key] = value;
-  entry["bits_nominal"] = bits.nominal;
-  entry["bits_stored"] = bits.stored;
-  entry["bytes_stored"] = stored_bytes(result.weight);
-  entry["bytes_on_disk"] = on_disk;
-  linears_[name] = std::move(entry);
+void ModelWriter::add_linear(const std::string& name, SiteResult result) {
+  // The bytes are there already; what waits is bounded all the same.
+  const std::int64_t bytes = stored_bytes(result.weight);
+  queue_->wait_for_room(bytes);
+  queue_->push(bytes, [this, name, held = std::make_shared<const SiteResult>(std::move(result))] {
+    std::vector<std::uint32_t> ids;
+    std::uint64_t on_disk = 0;
+    for (const Plane& plane : held->weight.planes) {
+      ids.push_back(writer_->add_plane(name + "." + plane.role, bytes_of(plane)));
+      on_disk += writer_->planes()[ids.back()].stored_bytes();
+    }
+    const WeightBits bits = weight_bits(held->weight);
+    Json entry = linear_entry(held->weight, ids);
+    entry["outcome"] = held->outcome;
+    for (const auto& [key, value] : held->details.items()) entry[key] = value;
+    entry["bits_nominal"] = bits.nominal;
+    entry["bits_stored"] = bits.stored;
+    entry["bytes_stored"] = stored_bytes(held->weight);
+    entry["bytes_on_disk"] = on_disk;
+    linears_[name] = std::move(entry);
+  });
 }
 
 void ModelWriter::note_block(std::int64_t layer, double relative_error) {
-  Json row;
-  row["block"] = layer;
-  row["output_relative_error"] = relative_error;
-  blocks_.push_back(row);
+  queue_->push(0, [this, layer, relative_error] {
+    Json row;
+    row["block"] = layer;
+    row["output_relative_error"] = relative_error;
+    blocks_.push_back(row);
+  });
 }
 
 void ModelWriter::add_dense(const std::string& name, Loader& loader) {
   const DenseInfo info = job_.source->dense_info(name);
   const std::int64_t bytes =
       info.rows * info.cols * static_cast<std::int64_t>(dtype_bytes(info.dtype));
-  const Buffer raw(host_memory(), *job_.ledger, MemTag::staging, DType::u8, 1, bytes);
-  const std::span<std::byte> span(static_cast<std::byte*>(raw.view().data),
+  queue_->wait_for_room(bytes);
+  const auto raw = std::make_shared<const Buffer>(host_memory(), *job_.ledger, MemTag::staging,
+                                                  DType::u8, 1, bytes);
+  const std::span<std::byte> span(static_cast<std::byte*>(raw->view().data),
                                   static_cast<std::size_t>(bytes));
   job_.source->read_raw(name, loader, span);
-  const std::int64_t bad =
-      cpu_kernels(best_isa()).count_nonfinite(info.dtype, span.data(), info.rows * info.cols);
-  if (bad != 0) {
-    throw Error(ErrorCode::numeric, name + ": expected finite weights, found " +
-                                        std::to_string(bad) + " NaN or infinite values");
-  }
-  Json entry;
-  entry["plane"] = writer_->add_plane(name, span);
-  entry["dtype"] = dtype_name(info.dtype);
-  entry["rows"] = info.rows;
-  entry["cols"] = info.cols;
-  dense_[name] = entry;
+  queue_->push(bytes, [this, name, info, raw, span] {
+    const std::int64_t bad =
+        cpu_kernels(best_isa()).count_nonfinite(info.dtype, span.data(), info.rows * info.cols);
+    if (bad != 0) {
+      throw Error(ErrorCode::numeric, name + ": expected finite weights, found " +
+                                          std::to_string(bad) + " NaN or infinite values");
+    }
+    Json entry;
+    entry["plane"] = writer_->add_plane(name, span);
+    entry["dtype"] = dtype_name(info.dtype);
+    entry["rows"] = info.rows;
+    entry["cols"] = info.cols;
+    dense_[name] = entry;
+  });
 }
 
 void ModelWriter::finish_block(std::int64_t layer, Loader& loader) {
   const std::string prefix = "layers." + std::to_string(layer) + ".";
   add_dense(prefix + "input_layernorm.weight", loader);
   add_dense(prefix + "post_attention_layernorm.weight", loader);
-  finished_ = layer + 1;
-  Json state;
-  state["identity"] = identity_;
-  state["processor"] = job_.ops->info().model;
-  state["finished"] = finished_;
-  state["linears"] = linears_;
-  state["dense"] = dense_;
-  state["blocks"] = blocks_;
-  writer_->checkpoint(state);
+  ++checkpoints_waiting_;
+  queue_->push(0, [this, layer] {
+    finished_ = layer + 1;
+    const auto now = std::chrono::steady_clock::now();
+    if (--checkpoints_waiting_ > 0 && now - last_checkpoint_ < std::chrono::seconds(1)) return;
+    last_checkpoint_ = now;
+    Json state;
+    state["identity"] = identity_;
+    state["processor"] = processor_;
+    state["finished"] = finished_;
+    state["linears"] = linears_;
+    state["dense"] = dense_;
+    state["blocks"] = blocks_;
+    writer_->checkpoint(state);
+  });
 }
 
-void ModelWriter::write_outer_tensors(Loader& loader) {
-  add_dense("embed_tokens.weight", loader);
-  add_dense("norm.weight", loader);
-  if (!config_.tie_embeddings) add_dense("lm_head.weight", loader);
+void ModelWriter::add_outer_tensors(std::int64_t layer, Loader& loader) {
+  while (!outer_.empty()) {
+    add_dense(outer_.front(), loader);
+    outer_.erase(outer_.begin());
+    if (layer < config_.layers) return;
+  }
+}
+
+std::int64_t ModelWriter::settle_for_resume() {
+  queue_->drain();
+  if (finished_ > 0) writer_->keep_for_resume();
+  return finished_;
 }
 
 // Nominal, stored and on-disk bits per weight, for the quantized linears and for the whole model.
@@ -247,6 +291,7 @@ Json ModelWriter::bits() const {
 }
 
 void ModelWriter::finish(Report& report) {
+  queue_->drain();
   Json directory;
   directory["kind"] = "lowbit-model";
   directory["schema"] = 1;

@@ -83,6 +83,59 @@ std::optional<DensePattern> match_dense(const LinearWeight& w) {
   return DensePattern{t.codes_plane, w.plane(t.codes_plane).dtype};
 }
 
+std::optional<PackedPattern> match_packable(const LinearWeight& w) {
+  if (w.terms.empty() || w.terms.size() > 2 || w.diagonal_plane >= 0) return std::nullopt;
+  const Term& first = w.terms[0];
+  PackedPattern out;
+  PackedShape& shape = out.shape;
+  shape.rows = w.rows;
+  shape.cols = w.cols;
+  if (w.terms.size() == 2 && first.kind == TermKind::affine) {
+    shape.kind = PackedKind::binary2;
+    shape.bits = 2;
+  } else if (w.terms.size() == 1 && first.kind == TermKind::affine) {
+    shape.kind = PackedKind::affine;
+    shape.bits = first.bits;
+  } else if (w.terms.size() == 1 && first.kind == TermKind::codebook && first.bits == 4) {
+    shape.kind = PackedKind::codebook;
+    shape.bits = 4;
+    out.book = first.codebook_plane;
+  } else {
+    return std::nullopt;
+  }
+  const Grid& grid = first.grid;
+  if (grid.kind == GridKind::tensor) return std::nullopt;
+  const std::int64_t units = w.plane(grid.scale_plane).cols;
+  shape.group = grid.kind == GridKind::row || units == 1 ? 0 : grid.group;
+  const bool fits = shape.group == 0 || shape.group == record_cols / 4 ||
+                    shape.group == record_cols / 2 || shape.group % record_cols == 0;
+  if (!fits || units != shape.groups()) return std::nullopt;
+  shape.scale_dtype = w.plane(grid.scale_plane).dtype;
+  shape.zeros = grid.zero_plane >= 0;
+  out.permutation = w.permutation_plane;
+  // With one unit per row it does not matter to which columns it belongs.
+  out.column_groups = shape.group == 0 ? -1 : grid.column_group_plane;
+  if (out.column_groups >= 0 && out.permutation < 0) return std::nullopt;
+
+  for (std::size_t i = 0; i < w.terms.size(); ++i) {
+    const Term& t = w.terms[i];
+    if (!t.support.everything()) return std::nullopt;
+    if (w.terms.size() == 2) {
+      if (t.kind != TermKind::affine || t.bits != 1) return std::nullopt;
+      const Plane& scales = w.plane(t.grid.scale_plane);
+      const bool same = t.grid.kind == grid.kind && t.grid.group == grid.group &&
+                        t.grid.column_group_plane == grid.column_group_plane &&
+                        (t.grid.zero_plane >= 0) == shape.zeros && scales.cols == units &&
+                        scales.dtype == shape.scale_dtype;
+      if (!same) return std::nullopt;
+    }
+    out.codes[i] = t.codes_plane;
+    out.scales[i] = t.grid.scale_plane;
+    out.zeros[i] = t.grid.zero_plane;
+  }
+  return out;
+}
+
 std::string scheme_name(const LinearWeight& w) {
   std::string out;
   for (const Term& t : w.terms) out += (out.empty() ? "" : " + ") + term_name(w, t);

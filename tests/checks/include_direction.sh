@@ -17,7 +17,7 @@ refuse() {
 }
 
 # A name that is checked must exist, or the rule would hold for nothing.
-for folder in formats engine cuda eval tests; do
+for folder in formats engine cuda eval bench tests; do
   [[ -d $folder ]] || { echo "no folder $folder in $1"; exit 1; }
 done
 
@@ -26,6 +26,7 @@ refuse engine '(cuda|eval|bench|vision|tests)/[a-z_]+\.(h|cuh)' 'engine includes
 refuse cuda '(engine/(model|quant|train|cmd)|formats|eval|bench|vision|tests)/' \
   'cuda includes engine/core, engine/weight and engine/ops only'
 refuse eval '(cuda|bench|tests)/' 'eval includes engine and formats'
+refuse bench '(cuda|eval|tests)/' 'bench includes engine and formats'
 # Inside the engine: core < weight < ops < model < quant < cmd.
 refuse engine/core 'engine/(weight|model|quant|cmd)/' 'engine/core is the lowest part'
 refuse engine/weight 'engine/(ops|model|quant|cmd)/' 'engine/weight includes core'

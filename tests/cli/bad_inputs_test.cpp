@@ -33,6 +33,14 @@ void small_packed(const fs::path& d) {
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
 }
 
+// Groups of 16 columns have no packed kernel.
+void small_unpackable(const fs::path& d) {
+  small(d);
+  const Outcome outcome = run_program({"quantize", "--model", d / "m", "--method", "rtn", "--group",
+                                       "16", "--out", d / "m.qw", "--device", "cpu"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+}
+
 std::vector<BadInput> options() {
   const auto with = [](const Arguments& a, const Arguments& more) { return a + more; };
   return {
@@ -138,6 +146,33 @@ std::vector<BadInput> options() {
        with(generate, {"--temperature", "nan"}),
        2,
        {"--temperature", "nan"}},
+      {"ExecUnknown", small, with(generate, {"--exec", "fast"}), 2, {"--exec", "packed", "fast"}},
+      {"ExecPackedOfACheckpoint",
+       small,
+       with(generate, {"--exec", "packed"}),
+       2,
+       {"m: ", "packed linears", "--exec decoded"}},
+      {"NoPackedKernel",
+       small_unpackable,
+       {"generate", "--model", "{d}/m.qw", "--prompt", "The king", "--exec", "packed"},
+       2,
+       {"layers.0.self_attn.q_proj", "affine4 g16", "--exec decoded"}},
+      {"PplExecPackedOfACheckpoint",
+       small,
+       with(ppl, {"--exec", "packed"}),
+       2,
+       {"m: ", "packed linears", "--exec decoded"}},
+      {"PplNoPackedKernel",
+       small_unpackable,
+       {"ppl", "--model", "{d}/m.qw", "--text", "{t}/heldout.txt", "--exec", "packed"},
+       2,
+       {"layers.0.self_attn.q_proj", "affine4 g16", "--exec decoded"}},
+      {"PackedKernelWithoutExec",
+       small,
+       with(ppl, {"--packed-kernel", "vector"}),
+       2,
+       {"--packed-kernel", "--exec packed", "--exec decoded"}},
+      {"CacheOfFourBits", small, with(generate, {"--kv", "4"}), 2, {"--kv", "16|8", "4"}},
       {"TopPZero", small, with(generate, {"--top-p", "0"}), 2, {"--top-p", "0.0"}},
       {"TopPAboveOne", small, with(generate, {"--top-p", "1.5"}), 2, {"--top-p", "1.5"}},
       {"NoTokensToGenerate",

@@ -18,6 +18,7 @@ namespace {
 
 const std::vector<std::string> commands = {"quantize", "ppl",    "inspect", "generate",
                                            "tokenize", "decode", "table"};
+const std::vector<std::string> bench_commands = {"latency", "kernels", "memory", "load", "table6"};
 
 struct Outcome {
   int exit_code = -1;
@@ -25,8 +26,9 @@ struct Outcome {
 };
 
 // Runs `engine ARGUMENTS` in a shell; `redirect` decides what is read back.
-Outcome run(const std::string& arguments, const std::string& redirect = "2>&1") {
-  const std::string line = std::string("'") + LOWBIT_PROGRAM + "' " + arguments + " " + redirect;
+Outcome run(const std::string& arguments, const std::string& redirect = "2>&1",
+            const std::string& program = LOWBIT_PROGRAM) {
+  const std::string line = "'" + program + "' " + arguments + " " + redirect;
   Outcome outcome;
   std::FILE* pipe = ::popen(line.c_str(), "r");
   if (pipe == nullptr) return outcome;
@@ -67,6 +69,12 @@ std::map<std::string, std::string> options_of(const std::string& command,
   const Outcome help =
       run(command + (method.empty() ? std::string() : " --method " + method) + " --help");
   EXPECT_EQ(help.exit_code, 0) << command << " " << method << ": " << help.out;
+  return defined_options(help.out);
+}
+
+std::map<std::string, std::string> bench_options_of(const std::string& command) {
+  const Outcome help = run(command + " --help", "2>&1", LOWBIT_BENCH);
+  EXPECT_EQ(help.exit_code, 0) << "bench " << command << ": " << help.out;
   return defined_options(help.out);
 }
 
@@ -137,6 +145,18 @@ TEST(Help, ListsEveryCommandAndTheVersion) {
       << version.out;
 }
 
+TEST(Help, BenchListsItsCommandsAndTheVersion) {
+  const Outcome help = run("--help", "2>&1", LOWBIT_BENCH);
+  EXPECT_EQ(help.exit_code, 0);
+  for (const std::string& command : bench_commands) {
+    EXPECT_NE(help.out.find("\n  " + command + " "), std::string::npos) << command;
+  }
+  const Outcome version = run("--version", "2>&1", LOWBIT_BENCH);
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_TRUE(std::regex_search(version.out, std::regex("^bench [0-9]+\\.[0-9]+\\.[0-9]+")))
+      << version.out;
+}
+
 TEST(Help, EveryOptionOfEveryCommandIsDescribed) {
   static const std::regex words("[a-zA-Z]{2,}.* .*[a-zA-Z]{2,}");
   for (const std::string& command : commands) {
@@ -145,6 +165,14 @@ TEST(Help, EveryOptionOfEveryCommandIsDescribed) {
     for (const auto& [option, description] : options) {
       EXPECT_TRUE(std::regex_search(description, words))
           << command << " " << option << ": \"" << description << "\"";
+    }
+  }
+  for (const std::string& command : bench_commands) {
+    const auto options = bench_options_of(command);
+    EXPECT_TRUE(options.contains("--help")) << "bench " << command;
+    for (const auto& [option, description] : options) {
+      EXPECT_TRUE(std::regex_search(description, words))
+          << "bench " << command << " " << option << ": \"" << description << "\"";
     }
   }
 }
@@ -172,8 +200,8 @@ TEST(Help, MethodsListTheirOptions) {
 }
 
 // In the documentation, a line that runs `engine COMMAND` must fit that command's help (with its
-// --method, if it names one); a page of docs/methods fits its method; other text may mention any
-// option of the program.
+// --method, if it names one), one that runs `bench COMMAND` that one's; a page of docs/methods fits
+// its method; other text may mention any option of either program.
 TEST(Docs, EveryMentionedOptionExists) {
   // Options of other programs that the pages may mention.
   const std::set<std::string> foreign = {"--data", "--output-on-failure", "--gtest_filter"};
@@ -188,12 +216,15 @@ TEST(Docs, EveryMentionedOptionExists) {
   for (const std::string& command : commands) learn(command, options_of(command));
   for (const std::string& method : methods())
     learn("quantize " + method, options_of("quantize", method));
+  for (const std::string& command : bench_commands)
+    learn("bench " + command, bench_options_of(command));
   any.insert("--version");
 
   static const std::regex call(
       "(?:^|[ `/(])engine (quantize|ppl|inspect|generate|tokenize|decode|table)\\b");
   static const std::regex method_name("--method[ =]([a-z0-9-]+)");
-  static const std::regex other_program("\\b(bench|ctest|cmake|parity_tests|conformance_tests) ");
+  static const std::regex bench_call("(?:^|[ `/(])bench (latency|kernels|memory|load|table6)\\b");
+  static const std::regex other_program("\\b(ctest|cmake|parity_tests|conformance_tests) ");
   std::size_t mentions = 0;
   for (const Page& page : pages()) {
     const std::filesystem::path path(page.name);
@@ -213,6 +244,9 @@ TEST(Docs, EveryMentionedOptionExists) {
             known.contains("quantize " + method[1].str())) {
           where += " " + method[1].str();
         }
+        allowed = &known.at(where);
+      } else if (std::regex_search(line, match, bench_call)) {
+        where = "bench " + match[1].str();
         allowed = &known.at(where);
       } else if (std::regex_search(line, other_program)) {
         continue;

@@ -82,7 +82,7 @@ Program::Program(const Arguments& arguments, const RunLimits& limits)
   std::string name = (std::filesystem::temp_directory_path() / "lowbit-out-XXXXXX").string();
   if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot create " + name);
   streams_ = name;
-  std::vector<std::string> words = {LOWBIT_PROGRAM};
+  std::vector<std::string> words = {limits.program};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& w : words) argv.push_back(w.data());

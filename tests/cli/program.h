@@ -1,4 +1,4 @@
-// Running the built `engine` program as a user does: arguments in, exit code and both streams out.
+// Running a built program as a user does: arguments in, exit code and both streams out.
 #pragma once
 
 #include <sys/types.h>
@@ -15,9 +15,10 @@ namespace engine::test {
 using Arguments = std::vector<std::string>;
 
 struct RunLimits {
-  std::chrono::seconds timeout{60};  // then SIGKILL, and Outcome::timed_out
-  std::uint64_t file_bytes = 0;      // RLIMIT_FSIZE: what a full disk is to a writer; 0: none
-  std::uint64_t memory_bytes = 0;    // RLIMIT_AS; 0: none
+  std::chrono::seconds timeout{60};      // then SIGKILL, and Outcome::timed_out
+  std::uint64_t file_bytes = 0;          // RLIMIT_FSIZE: what a full disk is to a writer; 0: none
+  std::uint64_t memory_bytes = 0;        // RLIMIT_AS; 0: none
+  std::string program = LOWBIT_PROGRAM;  // or LOWBIT_BENCH
 };
 
 struct Outcome {

@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <atomic>
 #include <csignal>
 #include <fstream>
 #include <limits>
 #include <random>
+#include <thread>
 
 #include "tests/formats/temp_dir.h"
 
@@ -102,6 +104,13 @@ TEST_F(Packed, RoundTrip) {
   EXPECT_LT(reader.planes()[0].stored_bytes(), 300U);
   EXPECT_EQ(reader.planes()[1].stored_bytes(), 130U);
   EXPECT_EQ(reader.find("layer.2.codes"), std::nullopt);
+  PackedReader with_threads(path_, {.threads = 3});
+  for (const unsigned threads : {0U, 1U, 2U}) {
+    Bytes back(300);
+    with_threads.read_plane(0, back);
+    EXPECT_EQ(back, planes[0].second);
+    with_threads.set_threads(threads);
+  }
   expect_contains(error_of([&] { static_cast<void>(reader.index_of("layer.2.codes")); }),
                   "a.qw: planes: expected a plane named");
   Bytes small(10);
@@ -120,8 +129,8 @@ TEST_F(Packed, NoPlanesAndEmptyDirectory) {
   EXPECT_TRUE(reader.verify_all(1));
 }
 
-TEST_F(Packed, DefaultChunksOfFourMebibytes) {
-  const Bytes raw = smooth_bytes((9U << 20U) + 5);
+TEST_F(Packed, DefaultChunksOfOneMebibyte) {
+  const Bytes raw = smooth_bytes((2U << 20U) + 5);
   {
     PackedWriter writer(path_, {.compress = {.threads = 2}});
     writer.add_plane("big", raw);
@@ -129,11 +138,32 @@ TEST_F(Packed, DefaultChunksOfFourMebibytes) {
   }
   const PackedReader reader(path_);
   ASSERT_EQ(reader.planes()[0].chunks.size(), 3U);
-  EXPECT_EQ(reader.planes()[0].chunks[0].raw_bytes, 4U << 20U);
-  EXPECT_EQ(reader.planes()[0].chunks[2].raw_bytes, (1U << 20U) + 5);
+  EXPECT_EQ(reader.planes()[0].chunks[0].raw_bytes, 1U << 20U);
+  EXPECT_EQ(reader.planes()[0].chunks[2].raw_bytes, 5U);
   Bytes back(raw.size());
   reader.read_plane(0, back, 2);
   EXPECT_EQ(back, raw);
+}
+
+TEST_F(Packed, SeveralThreadsReadAtTheSameTime) {
+  write_sample(path_);
+  const PackedReader reader(path_, {.threads = 3});
+  const auto planes = sample_planes();
+  std::atomic<int> wrong{0};
+  {
+    std::vector<std::jthread> callers;
+    for (int caller = 0; caller < 4; ++caller) {
+      callers.emplace_back([&] {
+        for (std::uint32_t i = 0; i < 400; ++i) {
+          const auto& expected = planes[i % planes.size()].second;
+          Bytes back(expected.size());
+          reader.read_plane(i % static_cast<std::uint32_t>(planes.size()), back);
+          if (back != expected) ++wrong;
+        }
+      });
+    }
+  }
+  EXPECT_EQ(wrong, 0);
 }
 
 TEST_F(Packed, ReadsFromMemory) {
@@ -269,6 +299,20 @@ TEST_F(Packed, UnfinishedWritersLeaveNothing) {
   EXPECT_FALSE(fs::exists(path_));
 }
 
+TEST_F(Packed, AKeptFileEndsWhereItsCheckpointDoes) {
+  std::uintmax_t size = 0;
+  {
+    PackedWriter writer(path_, small_chunks());
+    writer.keep_for_resume();
+    writer.add_plane("a", random_bytes(1000, 1));
+    writer.checkpoint(1);
+    size = fs::file_size(path_.string() + ".partial");
+    writer.add_plane("b", random_bytes(1000, 2));
+  }
+  EXPECT_EQ(fs::file_size(path_.string() + ".partial"), size);
+  EXPECT_TRUE(PackedWriter::resume(path_, small_chunks()).has_value());
+}
+
 TEST_F(Packed, OneWriterAtATime) {
   PackedWriter writer(path_, small_chunks());
   writer.checkpoint(1);
@@ -401,6 +445,9 @@ TEST_F(Packed, ResumeFindsADamagedPartialFile) {
     Bytes back(300);
     expect_contains(error_of([&] { resumed->writer.read_plane(0, back); }),
                     "a.qw.partial: plane 'layer.0.codes', chunk 0 at offset 64: expected");
+    expect_contains(error_of([&] { resumed->writer.verify_planes(); }),
+                    "a.qw.partial: plane 'layer.0.codes', chunk 0 at offset 64: expected");
+    resumed->writer.keep_for_resume();
   }
   fs::remove(partial);
   expect_contains(error_of(resume), "a.qw.partial does not (was it finished?");

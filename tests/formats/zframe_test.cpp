@@ -105,6 +105,45 @@ TEST(ZFrame, StoresWhatDoesNotShrink) {
   EXPECT_EQ(stored.chunks[1].offset, 64U + 256U);
 }
 
+TEST(ZFrame, AFrameSavesTwoPercentOrIsNotMade) {
+  // Random but for a constant tail: what a frame saves is about the tail.
+  const auto payload = [](std::size_t constant) {
+    std::mt19937 random(4);
+    Bytes raw(64000);
+    for (std::size_t i = 0; i + constant < raw.size(); ++i) {
+      raw[i] = static_cast<std::byte>(random() & 255U);
+    }
+    return raw;
+  };
+  const CompressOptions options{.chunk_bytes = 64000};
+  EXPECT_EQ(compress(payload(1000), options).chunks.at(0).flags, chunk_is_raw);
+  const Stored worth_it = compress(payload(2000), options);
+  EXPECT_EQ(worth_it.chunks.at(0).flags, 0U);
+  EXPECT_LT(worth_it.chunks.at(0).stored_bytes, 62720U);
+}
+
+TEST(ZFrame, ACodecKeepsNothingOfEarlierPayloads) {
+  ChunkCodec codec;
+  for (const std::size_t size : {100000U, 0U, 700U, 64U, 50000U, 100001U}) {
+    for (const unsigned threads : {4U, 1U, 9U}) {
+      const CompressOptions options{.level = 1, .threads = threads, .chunk_bytes = 1024};
+      const Bytes raw = mixed_payload(size, static_cast<unsigned>(size));
+      const Stored fresh = compress(raw, options);
+      Stored stored;
+      stored.file.resize(64);
+      stored.chunks = codec.compress(raw, options, 64, [&](std::span<const std::byte> bytes) {
+        stored.file.insert(stored.file.end(), bytes.begin(), bytes.end());
+      });
+      EXPECT_EQ(stored.file, fresh.file);
+      EXPECT_EQ(stored.chunks, fresh.chunks);
+      Bytes back(size, std::byte{0xEE});
+      codec.decode(name, stored.chunks, stored.fetcher(), back, threads);
+      EXPECT_EQ(back, raw);
+      EXPECT_NO_THROW(codec.verify(name, stored.chunks, stored.fetcher(), threads));
+    }
+  }
+}
+
 TEST(ZFrame, FramesStateTheirContentSize) {
   const Bytes raw(5000);
   const Stored stored = compress(raw, {.level = 1, .threads = 1, .chunk_bytes = 4096});
@@ -231,7 +270,18 @@ TEST(ZFrame, RefusesOptionsOutOfRange) {
 TEST(ZFrame, PassesOnWhatTheStoreThrows) {
   const Bytes raw = mixed_payload(1000, 4);
   const auto store = [](std::span<const std::byte>) { throw IoError("x.qw", "cannot write", 28); };
-  EXPECT_THROW(compress_chunks(raw, {.chunk_bytes = 64}, 0, store), IoError);
+  for (const unsigned threads : {1U, 4U}) {
+    EXPECT_THROW(compress_chunks(raw, {.threads = threads, .chunk_bytes = 64}, 0, store), IoError);
+  }
+  // Also in the middle, with chunks behind it under way; the codec can be used again.
+  ChunkCodec codec;
+  const CompressOptions options{.threads = 4, .chunk_bytes = 64};
+  std::size_t stored = 0;
+  const auto fails_once = [&](std::span<const std::byte>) {
+    if (++stored == 7) throw IoError("x.qw", "cannot write", 28);
+  };
+  EXPECT_THROW(codec.compress(raw, options, 0, fails_once), IoError);
+  EXPECT_EQ(codec.compress(raw, options, 0, fails_once).size(), 16U);
 }
 
 }  // namespace

@@ -59,6 +59,47 @@ std::vector<PplResult> run(WeightSource& source, const std::vector<TokenWindows>
   return perplexity(job, report);
 }
 
+// Packed blocks are the same weights: in f32 on the CPU only the order of sums may differ, which
+// moves a logit by about 1e-5 (block_test.cpp) and the mean loss of some 500 tokens by less.
+TEST(Perplexity, OfPackedBlocksIsThatOfDecodedOnes) {
+  const TempDir dir;
+  const auto source = open_checkpoint(data);
+  const TokenWindows tokens = token_rows(data / "heldout.safetensors", 0, 3, 200);
+  for (const char* options :
+       {"--bits 4 --group 128 --scale-dtype f16", "--bits 3 --group 64", "--bits 2 --group 0"}) {
+    SCOPED_TRACE(options);
+    run_quantize(*source, {.method = "rtn", .options = options}, dir.path() / "a.qw");
+    const auto packed = open_packed(dir.path() / "a.qw");
+    const PplResult decoded = run(*packed, {tokens}).front();
+    EXPECT_FALSE(close(decoded.perplexity, run(*source, {tokens}).front().perplexity, 1e-3));
+    for (const PackedKernel kernel : {PackedKernel::automatic, PackedKernel::vector,
+                                      PackedKernel::matrix, PackedKernel::expand}) {
+      for (const bool poison : {false, true}) {
+        Ledger ledger;
+        const auto ops = make_cpu_ops(ledger, 2);
+        PplJob job;
+        job.source = packed.get();
+        job.ops = ops.get();
+        job.ledger = &ledger;
+        job.dtype = DType::f32;
+        job.batch = 2;
+        job.texts = {tokens};
+        job.exec = Exec::packed;
+        job.kernel = kernel;
+        job.poison = poison;
+        Report report("test");
+        const PplResult found = perplexity(job, report).front();
+        EXPECT_TRUE(close(found.perplexity, decoded.perplexity, 1e-5))
+            << found.perplexity << " " << decoded.perplexity;
+        // One block at a time, in fewer bytes than decoded.
+        const auto weights = static_cast<std::size_t>(MemTag::weights);
+        const Ledger::Entry memory = ledger.entry(ops->memory().name());
+        EXPECT_EQ(report.document()["plan"]["weights"].get<std::int64_t>(), memory.peak[weights]);
+      }
+    }
+  }
+}
+
 // heldout.safetensors was sampled from the model at temperature 1, so the expected loss of each
 // token is the entropy of its prediction: their differences are martingale increments, and the
 // mean of all must be 0 within a few standard errors. A shift by one token, a wrong mask or a

@@ -15,15 +15,21 @@
 namespace engine::test {
 namespace {
 
-// Registered last: every op of the contract ran on both sides.
+// Registered last: every op of the contract ran on both sides. What needs recordings is demanded
+// only of a side that can record.
 class Coverage : public ::testing::Test {
  public:
   void TestBody() override {
-    const auto reference = sides().reference->stats();
-    const auto subject = sides().subject->stats();
+    expect_all_ran(*sides().reference, "the reference");
+    expect_all_ran(*sides().subject, "the backend under test");
+  }
+
+ private:
+  static void expect_all_ran(TraceOps& side, const char* where) {
+    const auto stats = side.stats();
     for (const std::string& name : TraceOps::op_names()) {
-      EXPECT_GT(reference.at(name).calls, 0) << name << " never ran on the reference";
-      EXPECT_GT(subject.at(name).calls, 0) << name << " never ran on the backend under test";
+      if (!side.can_record() && (name == "record" || name == "replay")) continue;
+      EXPECT_GT(stats.at(name).calls, 0) << name << " never ran on " << where;
     }
   }
 };

@@ -12,7 +12,8 @@ namespace engine::test {
 std::vector<float> logits_of(WeightSource& source, DType dtype, std::span<const std::int32_t> ids) {
   Ledger ledger;
   const auto ops = make_cpu_ops(ledger, 2);
-  Decoder decoder(source, *ops, ledger, dtype, static_cast<std::int64_t>(ids.size()));
+  Decoder decoder(source, *ops, ledger,
+                  {.dtype = dtype, .capacity = static_cast<std::int64_t>(ids.size())});
   return decoder.feed_all_logits(ids);
 }
 

@@ -1,8 +1,7 @@
-// The parts everything stands on: float conversions, memory accounting, random numbers, reports,
-// sampling and option parsing.
+// The parts everything stands on: float conversions, memory accounting, random numbers, reports
+// and option parsing.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -15,7 +14,6 @@
 #include "engine/core/memory.h"
 #include "engine/core/report.h"
 #include "engine/core/rng.h"
-#include "engine/model/decoder.h"
 #include "tests/formats/temp_dir.h"
 
 namespace engine {
@@ -366,69 +364,6 @@ TEST(Reports, TimesAddUpAndTheFileHoldsTheDocument) {
   report.write_json(dir.path() / "r.json");
   EXPECT_EQ(read_json_file(dir.path() / "r.json"), report.document());
   expect_contains(report.to_text(), "command: engine test");
-}
-
-TEST(Sampling, GreedyTakesTheFirstOfEquals) {
-  const std::vector<float> logits = {0.5F, 2.0F, -1.0F, 2.0F};
-  for (const std::uint64_t step : {0, 1, 2}) EXPECT_EQ(sample_token(logits, {}, step), 1);
-  EXPECT_EQ(sample_token(std::vector<float>{-3.0F}, {.temperature = 1}, 0), 0);
-}
-
-TEST(Sampling, FollowsTheDistribution) {
-  const std::vector<float> logits = {1.0F, 0.0F, -1.0F, 2.0F, -30.0F};
-  for (const double temperature : {0.5, 1.0, 2.0}) {
-    constexpr int n = 40'000;
-    std::vector<double> found(logits.size(), 0.0);
-    for (std::uint64_t step = 0; step < n; ++step) {
-      const auto id = sample_token(logits, {.temperature = temperature, .seed = 11}, step);
-      found[static_cast<std::size_t>(id)] += 1.0 / n;
-    }
-    double total = 0;
-    for (const float v : logits) total += std::exp(double(v) / temperature);
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      const double p = std::exp(double(logits[i]) / temperature) / total;
-      EXPECT_NEAR(found[i], p, 5.0 * std::sqrt(p * (1 - p) / n) + 1e-9) << i << " " << temperature;
-    }
-  }
-}
-
-TEST(Sampling, TopPKeepsTheSmallestSetThatReachesIt) {
-  // Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625, in another order.
-  const std::vector<float> p = {0.0625F, 0.25F, 0.5F, 0.0625F, 0.125F};
-  std::vector<float> logits;
-  for (const float v : p) logits.push_back(std::log(v));
-  const auto kept = [&](double top_p) {
-    std::vector<bool> seen(p.size(), false);
-    for (std::uint64_t step = 0; step < 4000; ++step) {
-      const SamplingOptions o{.temperature = 1, .top_p = top_p, .seed = 5};
-      seen[static_cast<std::size_t>(sample_token(logits, o, step))] = true;
-    }
-    return seen;
-  };
-  EXPECT_EQ(kept(0.01), (std::vector<bool>{false, false, true, false, false}));
-  EXPECT_EQ(kept(0.49), (std::vector<bool>{false, false, true, false, false}));
-  EXPECT_EQ(kept(0.6), (std::vector<bool>{false, true, true, false, false}));
-  EXPECT_EQ(kept(0.8), (std::vector<bool>{false, true, true, false, true}));
-  // Of the two equal ones the lower id comes first.
-  EXPECT_EQ(kept(0.9), (std::vector<bool>{true, true, true, false, true}));
-  EXPECT_EQ(kept(0.99), (std::vector<bool>(5, true)));
-  EXPECT_EQ(kept(1.0), (std::vector<bool>(5, true)));
-}
-
-TEST(Sampling, DependsOnSeedAndStepOnly) {
-  std::vector<float> logits(1000);
-  for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = bell_value(1, 1, i);
-  const auto draw = [&](std::uint64_t seed) {
-    std::vector<std::int32_t> ids;
-    for (std::uint64_t step = 0; step < 50; ++step) {
-      ids.push_back(sample_token(logits, {.temperature = 1, .top_p = 0.95, .seed = seed}, step));
-    }
-    return ids;
-  };
-  EXPECT_EQ(draw(1), draw(1));
-  EXPECT_NE(draw(1), draw(2));
-  const std::vector<std::int32_t> ids = draw(1);
-  EXPECT_NE(std::count(ids.begin(), ids.end(), ids[0]), 50);
 }
 
 TEST(Args, ChoicesAreNamesWithADefault) {

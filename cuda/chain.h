@@ -1,0 +1,39 @@
+// Launching kernels of one step so that each may start while its predecessor still runs
+// (programmatic dependent launch, sm_90; elsewhere an ordinary launch).
+#pragma once
+
+#include "cuda/check.h"
+
+namespace engine {
+
+// As `launch`, for kernels that call chain_wait() (cuda/chain.cuh) on every path before they touch
+// anything that another kernel of the stream writes.
+template <class... Params, class... Args>
+void launch_chained(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+                    std::size_t shared, cudaStream_t stream, Args&&... args) {
+  if (shared > 48 * 1024) {
+    check_cuda(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        name, __FILE__, __LINE__);
+  }
+  // One division of the SM's memory for the whole chain: changing it drains the SM.
+  check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                  cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared),
+             name, __FILE__, __LINE__);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = getenv("NOPDL") ? 0 : 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...),
+             name, __FILE__, __LINE__);
+}
+
+}  // namespace engine

@@ -1,0 +1,73 @@
+// CudaOps: products with packed weights, and which kernel computes them.
+#include "cuda/cuda_ops.h"
+#include "cuda/packed_gemm.h"
+#include "cuda/types.cuh"
+#include "cuda/vector.h"
+
+namespace engine {
+namespace {
+
+// Rows of x up to which decoding tiles inside the product beats decoding the whole weight first
+// (bench kernels, docs/kernels.md).
+constexpr std::int64_t matrix_max_rows = 256;
+
+PackedKernel choose(PackedKernel asked, std::int64_t rows) {
+  if (asked != PackedKernel::automatic) return asked;
+  if (rows <= vector_max_rows) return PackedKernel::vector;
+  return rows <= matrix_max_rows ? PackedKernel::matrix : PackedKernel::expand;
+}
+
+}  // namespace
+
+std::int64_t CudaOps::packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
+                                             DType dtype, PackedKernel kernel) const {
+  switch (choose(kernel, rows)) {
+    case PackedKernel::matrix:
+      return packed_gemm_workspace_bytes(shape, rows, dtype, properties_.multiProcessorCount);
+    case PackedKernel::expand:
+      return shape.rows * shape.cols * static_cast<std::int64_t>(dtype_bytes(dtype));
+    default:
+      return 0;
+  }
+}
+
+void CudaOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumulate,
+                            PackedKernel kernel, View workspace) {
+  REQUIRE(x.cols == w.shape.cols && out.rows == x.rows && out.cols == w.shape.rows &&
+              (x.dtype == DType::f16 || x.dtype == DType::bf16) &&
+              (out.dtype == x.dtype || out.dtype == DType::f32),
+          "packed_matmul of " + x.shape() + " into " + out.shape());
+  if (x.empty() || out.empty()) return;
+  require_cuda("packed_matmul", {x, w.records, out});
+  const std::int64_t needed = packed_workspace_bytes(w.shape, x.rows, x.dtype, kernel);
+  REQUIRE(needed == 0 || (workspace.contiguous() && workspace.bytes() >= needed),
+          "packed_matmul needs " + std::to_string(needed) + " bytes of workspace, got " +
+              workspace.shape());
+  switch (choose(kernel, x.rows)) {
+    case PackedKernel::matrix:
+      packed_gemm(x, w, out, accumulate, properties_.multiProcessorCount, workspace, stream_);
+      break;
+    case PackedKernel::expand: {
+      const View dense =
+          make_view(workspace.data, x.dtype, DeviceKind::cuda, w.shape.rows, w.shape.cols);
+      expand(w, dense);
+      matmul(x, dense, out, accumulate);
+      break;
+    }
+    default: {
+      const Linear linear{View{}, w};
+      for (std::int64_t r = 0; r < x.rows; r += vector_max_rows) {
+        const std::int64_t n = std::min(vector_max_rows, x.rows - r);
+        VectorProblem p;
+        p.x = x.row_range(r, n);
+        const View to = out.row_range(r, n);
+        p.segment[0] = {&linear, to.data, to.stride, 0};
+        p.out_dtype = out.dtype;
+        p.epilogue = accumulate ? VectorEpilogue::add : VectorEpilogue::store;
+        vector_product(p, vector_resources(), stream_);
+      }
+    }
+  }
+}
+
+}  // namespace engine

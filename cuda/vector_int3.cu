@@ -1,0 +1,13 @@
+// Instantiations of vector_int_kernel.
+#include "cuda/vector_kernels.cuh"
+
+namespace engine {
+
+template <class T>
+VectorKernel<T> vector_kernel_int3(int row_tiles, int mode) {
+  return pick_int<T, 3>(row_tiles, mode);
+}
+template VectorKernel<__half> vector_kernel_int3<__half>(int, int);
+template VectorKernel<__nv_bfloat16> vector_kernel_int3<__nv_bfloat16>(int, int);
+
+}  // namespace engine
