@@ -127,19 +127,21 @@ struct Shared {
 Shared plan_shared(const Layout& l, std::int64_t rows, std::int64_t blocks, int slices) {
   Shared s;
   const std::int64_t longest = ceil_div(blocks, slices);
+  // Kernels for several tiles of rows of x read all rows of the tiles.
+  const std::int64_t held = l.row_tiles == 1 ? rows : l.row_tiles * (l.integer ? 4 : 8);
   if (l.integer) {
     s.x_row = longest * 128 + 16;
-    s.x = align_up(2 * rows * s.x_row, 128);
+    s.x = align_up(2 * held * s.x_row, 128);
     s.factor_row = longest;
-    s.factors = align_up(rows * s.factor_row * 4, 128);
+    s.factors = align_up(held * s.factor_row * 4, 128);
   } else {
     s.x_row = align_up(longest * l.block_cols * 2, 128) + 64;
-    s.x = align_up(rows * s.x_row, 128);
+    s.x = align_up(held * s.x_row, 128);
   }
   if (!l.dense) {
     s.sum_cols = l.shape.group == 0 ? record_cols : std::min(l.shape.group, record_cols);
     s.sum_row = longest * (record_cols / s.sum_cols);
-    s.sums = align_up(rows * s.sum_row * 4, 128);
+    s.sums = align_up(held * s.sum_row * 4, 128);
   }
   s.red = 2 * l.parts * 32 * rows * 4;
   s.stage = align_up(l.tiles * l.span * l.record_bytes, 16);

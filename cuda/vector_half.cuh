@@ -230,17 +230,14 @@ __global__ void __launch_bounds__(vector_threads, 1)
                         slice_end * C::kBlockCols);
 
   // The lane's rows of x: those of its columns of B and, for the sums, of C.
-  // Offsets in shared memory: a register less each than pointers.
-  int x_row[NT];
-  [[maybe_unused]] int sum_row[NT][2];
+  // Their offsets in shared memory for n = 0; those of the others follow in even steps, as there is
+  // room for all 8 NT rows. With NT = 1 there may be less.
+  const int last = NT == 1 ? args.rows - 1 : 7;
+  const int x_row = min(g, last) * args.x_row_bytes + 16 * t;
+  [[maybe_unused]] int sum_row[2];
 #pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    const int last = args.rows - 1;
-    x_row[n] = min(n * 8 + g, last) * args.x_row_bytes + 16 * t;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      sum_row[n][e] = args.sum_offset + min(n * 8 + 2 * t + e, last) * args.sum_row * 4;
-    }
+  for (int e = 0; e < 2; ++e) {
+    sum_row[e] = args.sum_offset + min(2 * t + e, last) * args.sum_row * 4;
   }
   std::uint32_t use = 0;  // the stage to use next, in bytes
   int round = 0;
@@ -279,7 +276,8 @@ __global__ void __launch_bounds__(vector_threads, 1)
         std::uint32_t b[NT][4];
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-          const uint4 v = *reinterpret_cast<const uint4*>(shared + x_row[n] + x_offset + 64 * u);
+          const uint4 v = *reinterpret_cast<const uint4*>(
+              shared + x_row + n * 8 * args.x_row_bytes + x_offset + 64 * u);
           b[n][0] = v.x;
           b[n][1] = v.y;
           b[n][2] = v.z;
@@ -348,10 +346,10 @@ __global__ void __launch_bounds__(vector_threads, 1)
             for (int n = 0; n < NT; ++n) {
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
-                sum[n][e] =
-                    counted
-                        ? *reinterpret_cast<const float*>(shared + sum_row[n][e] + sum_index * 4)
-                        : 0.0F;
+                sum[n][e] = counted
+                                ? *reinterpret_cast<const float*>(
+                                      shared + sum_row[e] + (n * 8 * args.sum_row + sum_index) * 4)
+                                : 0.0F;
               }
             }
           }

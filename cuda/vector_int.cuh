@@ -118,7 +118,7 @@ __device__ void stage_bytes(const VectorArgs<T>& args, XPart<T>& part, unsigned 
     for (int c = (c0 & -part.step) + part.first; c < c1; c += part.step, ++k) {
       if (c < c0) continue;
       const Pack<T, 8> p = part.x_at(args, k, c);
-      float top = 0;
+      std::uint32_t top_bits = 0;  // compared as integers, so that NaN is above all
       float v[8];
       if (normed) {
         const Pack<T, 8> w = part.w_at(args, k, c);
@@ -131,21 +131,24 @@ __device__ void stage_bytes(const VectorArgs<T>& args, XPart<T>& part, unsigned 
         for (int e = 0; e < 8; ++e) v[e] = to_f32(p.v[e]);
       }
 #pragma unroll
-      for (int e = 0; e < 8; ++e) top = fmaxf(top, fabsf(v[e]));
+      for (int e = 0; e < 8; ++e) top_bits = max(top_bits, __float_as_uint(fabsf(v[e])));
 #pragma unroll
-      for (int d = 1; d < 16; d *= 2) top = fmaxf(top, __shfl_xor_sync(lanes, top, d));
+      for (int d = 1; d < 16; d *= 2) {
+        top_bits = max(top_bits, __shfl_xor_sync(lanes, top_bits, d));
+      }
+      const float top = __uint_as_float(top_bits);
       // A power of two by which the largest becomes 2^14 .. 2^15; exponents kept within those of
       // normal numbers.
-      int exponent = static_cast<int>(__float_as_uint(top) >> 23) - 126;
-      exponent = max(exponent, -100);
+      int exponent = max(static_cast<int>(top_bits >> 23) - 126, -100);
       float scale = __uint_as_float(static_cast<std::uint32_t>(15 - exponent + 127) << 23);
       // 32639 = 127 * 256 + 127 is the largest number of two signed bytes. bf16 goes past it by 1
       // at most, which is clamped; more than that takes the next power of two.
-      if (top * scale > 32640.0F) {
+      if (top * scale > 32639.0F) {
         ++exponent;
         scale *= 0.5F;
       }
-      const float factor = __uint_as_float(static_cast<std::uint32_t>(exponent - 15 + 127) << 23);
+      float factor = __uint_as_float(static_cast<std::uint32_t>(exponent - 15 + 127) << 23);
+      if (top_bits >= 0x7f800000U) factor = __uint_as_float(0x7fffffffU);  // NaN makes NaN
       std::int32_t q[8];
       std::int32_t sum = 0;
 #pragma unroll
@@ -287,18 +290,12 @@ __global__ void __launch_bounds__(vector_threads, 1)
 
   // The lane's columns of B: high bytes of a row of x if g is even, low ones if odd. Its columns of
   // C are those of row n * 4 + t of x.
-  // Offsets in shared memory: a register less each than pointers.
-  int x_row[NT];
-  int sum_row[NT];
-  int factor_row[NT];
-#pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    const int last = args.rows - 1;
-    x_row[n] = (2 * min(n * 4 + g / 2, last) + g % 2) * args.x_row_bytes + 32 * t;
-    const int row = min(n * 4 + t, last);
-    sum_row[n] = args.sum_offset + row * args.sum_row * 4;
-    factor_row[n] = args.factor_offset + row * args.factor_row * 4;
-  }
+  // Their offsets in shared memory for n = 0; those of the others follow in even steps, as there is
+  // room for all 4 NT rows. With NT = 1 there may be less.
+  const int last = NT == 1 ? args.rows - 1 : 3;
+  const int x_row = (2 * min(g / 2, last) + g % 2) * args.x_row_bytes + 32 * t;
+  const int sum_row = args.sum_offset + min(t, last) * args.sum_row * 4;
+  const int factor_row = args.factor_offset + min(t, last) * args.factor_row * 4;
   const std::int32_t magic[4] = {magic_bits, magic_bits, magic_bits, magic_bits};
   int round = 0;
   const int items = 16 * args.rows;
@@ -348,7 +345,8 @@ __global__ void __launch_bounds__(vector_threads, 1)
         if (u % 2 == 0) {
 #pragma unroll
           for (int n = 0; n < NT; ++n) {
-            b[n] = *reinterpret_cast<const uint4*>(shared + x_row[n] + local * 128 + 8 * u);
+            b[n] = *reinterpret_cast<const uint4*>(shared + x_row + n * 8 * args.x_row_bytes +
+                                                   local * 128 + 8 * u);
           }
         }
 #pragma unroll
@@ -396,11 +394,13 @@ __global__ void __launch_bounds__(vector_threads, 1)
         }
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-          const float factor = *reinterpret_cast<const float*>(shared + factor_row[n] + local * 4);
+          const float factor = *reinterpret_cast<const float*>(
+              shared + factor_row + (n * 4 * args.factor_row + local) * 4);
           float sum = 0;
           if (counted) {
             const int place = local * (kFine ? args.units_per_record : 1) + index;
-            sum = *reinterpret_cast<const float*>(shared + sum_row[n] + place * 4);
+            sum = *reinterpret_cast<const float*>(shared + sum_row +
+                                                  (n * 4 * args.sum_row + place) * 4);
           }
 #pragma unroll
           for (int i = 0; i < tiles; ++i) {

@@ -32,11 +32,14 @@ class PackedOps {
   // bf16). out [rows, cols].
   virtual void expand(const PackedWeight& w, View out) = 0;
 
-  // out = x w^T or out += x w^T. x [m, cols] f16 or bf16 (cpu: f32, too), out [m, rows] of x's dtype
-  // or f32. Products and sums as if in f32: the decoded weight is not rounded, except that the
-  // matrix kernel and expand round it to x's dtype, and a codebook's entries are rounded to x's
-  // dtype before they are scaled. Rounded once on store; adding to a 16-bit out may round the
-  // product first. workspace u8 [1, packed_workspace_bytes] at a multiple of 256 bytes.
+  // out = x w^T or out += x w^T. x [m, cols] f16 or bf16 (cpu: f32, too), out [m, rows] of x's
+  // dtype or f32. Products and sums as if in f32: the decoded weight is not rounded, except that
+  // expand (and the matrix kernel for two terms) rounds it to x's dtype, and a codebook's entries
+  // are rounded to x's dtype before they are scaled. The vector kernel takes x, for affine weights
+  // of 2, 3, 4 and 8 bits on a GPU, as multiples of a power of two: each 128 columns of a row to
+  // 2^-15 of their largest magnitude, which keeps bf16 values of at least 1/128 of it. Rounded once
+  // on store; adding to a 16-bit out may round the product first. workspace u8 [1,
+  // packed_workspace_bytes] at a multiple of 256 bytes.
   virtual void packed_matmul(View x, const PackedWeight& w, View out, bool accumulate,
                              PackedKernel kernel, View workspace) = 0;
   [[nodiscard]] virtual std::int64_t packed_workspace_bytes(const PackedShape& shape,
