@@ -19,6 +19,7 @@ constexpr int warps = 4;
 constexpr int threads = warps * 32;
 constexpr int tile_rows = 8;            // query heads of a group per block: rows 0..7 of a fragment
 constexpr int quantum = warps * strip;  // a split is a multiple of this many keys
+constexpr int alone = 4 * quantum;      // keys that are never split
 constexpr int max_splits = 64;
 // Counters stand at the start of the workspace in a number that does not depend on the shape, so
 // that a workspace may serve several shapes. Only they must be zero, and are left so.
@@ -127,7 +128,9 @@ __global__ void __launch_bounds__(threads, 2)
 
   const int seen = seen_keys(args.position, args.capacity);
   const int splits = static_cast<int>(gridDim.x);
-  const int keys = (seen + splits * quantum - 1) / (splits * quantum) * quantum;
+  // Merging costs more than what up to `alone` keys take in one block.
+  const int wanted = seen <= alone ? 1 : splits;
+  const int keys = (seen + wanted * quantum - 1) / (wanted * quantum) * quantum;
   const int used = (seen + keys - 1) / keys;
   const int begin = static_cast<int>(blockIdx.x) * keys;
   if (static_cast<int>(blockIdx.x) >= used) return;

@@ -11,12 +11,11 @@ namespace engine {
 template <class... Params, class... Args>
 void launch_chained(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
                     std::size_t shared, cudaStream_t stream, Args&&... args) {
-  if (shared > 48 * 1024) {
-    check_cuda(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        name, __FILE__, __LINE__);
-  }
+  // Kernels have static shared memory as well, so the limit of 48 KiB may be met below it.
+  check_cuda(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+      name, __FILE__, __LINE__);
   // One division of the SM's memory for the whole chain: changing it drains the SM.
   check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                   cudaFuncAttributePreferredSharedMemoryCarveout,

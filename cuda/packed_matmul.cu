@@ -7,13 +7,15 @@
 namespace engine {
 namespace {
 
-// Rows of x up to which decoding tiles inside the product beats decoding the whole weight first
-// (bench kernels, docs/kernels.md).
-constexpr std::int64_t matrix_max_rows = 256;
+// The crossovers measured on an H200 at the LLaMA3-8B shapes (bench kernels --crossover,
+// docs/kernels.md): few rows are bound by the weights' bytes, which the streaming kernel reads
+// fastest; from the other end, decoding the whole weight first pays when the dense product is long.
+constexpr std::int64_t stream_max_rows = 8;
+constexpr std::int64_t matrix_max_rows = 160;
 
 PackedKernel choose(PackedKernel asked, std::int64_t rows) {
   if (asked != PackedKernel::automatic) return asked;
-  if (rows <= vector_max_rows) return PackedKernel::vector;
+  if (rows <= stream_max_rows) return PackedKernel::vector;
   return rows <= matrix_max_rows ? PackedKernel::matrix : PackedKernel::expand;
 }
 

@@ -370,7 +370,8 @@ struct VectorSource {
       } else {
         // A tile beyond the last is read as the last; finish() drops its rows.
         from[i] = w.data +
-                  (std::int64_t{min(tile, w.tiles - 1)} * args.blocks + begin) * args.record_bytes;
+                  (std::int64_t{min(tile, w.tiles - 1)} * args.blocks + begin) * args.record_bytes +
+                  lane * 16;
       }
     }
   }

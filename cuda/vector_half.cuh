@@ -22,7 +22,8 @@ struct HalfCodec {
   static constexpr int kParts = vector_warps / 2;
   // For up to eight rows of x, and for more, whose x needs the room.
   static constexpr int stages(int row_tiles) {
-    const int n = 8 * 1024 / kCodeBytes;
+    // With the most that coefficients may take.
+    const int n = 8 * 1024 / (kCodeBytes + 320 * kTerms);
     return n / row_tiles > 2 ? (n / row_tiles < 16 ? n / row_tiles : 16) : 2;
   }
 };
