@@ -100,6 +100,23 @@ void require_finite(const Json& document, const std::string& place) {
   for (const auto& [key, value] : document.items()) require_finite(value, place + "." + key);
 }
 
+std::exception_ptr measure_rows(Report& report, Json& rows, const std::vector<std::string>& names,
+                                const std::function<Json(std::size_t)>& measure) {
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    try {
+      rows.push_back(measure(i));
+    } catch (const std::exception& e) {
+      if (rows.empty()) throw;
+      Json& note = report["incomplete"];
+      note["error"] = e.what();
+      note["missing"] = Json::array();
+      for (std::size_t k = i; k < names.size(); ++k) note["missing"].push_back(names[k]);
+      return std::current_exception();
+    }
+  }
+  return nullptr;
+}
+
 ClockNotes::ClockNotes(Report& report, const std::string& device)
     : report_(report), clocks_(device) {
   report_["clocks"]["before"] = clocks_.read();

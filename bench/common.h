@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -35,6 +37,13 @@ void check_range(const std::string& option, std::int64_t value, std::int64_t low
 // Throws Error(numeric) naming the first number of the document that is not finite: a measurement
 // that failed is never reported.
 void require_finite(const Json& document, const std::string& place);
+
+// Appends measure(i) to `rows` for each of `names`. If one throws after at least one row, notes the
+// error and the names without a row in report["incomplete"] and returns the exception, so that the
+// caller rethrows it once the rows it has are out; without a row it leaves at once.
+[[nodiscard]] std::exception_ptr measure_rows(Report& report, Json& rows,
+                                              const std::vector<std::string>& names,
+                                              const std::function<Json(std::size_t)>& measure);
 
 // Notes clocks before and after a run in report["clocks"].
 class ClockNotes {

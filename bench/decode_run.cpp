@@ -31,10 +31,13 @@ Json measure_decoding(Decoder& decoder, Ops& ops, const DecodeRun& run, const Ce
   const std::int64_t batch = decoder.batch();
   const std::vector<std::int32_t> prompts =
       random_prompts(decoder.config(), batch, run.prompt, run.seed);
-  // Plans of the libraries, the recording, pages of fresh memory.
-  static_cast<void>(start(decoder, ops, prompts));
-  decoder.run_steps(std::min<std::int64_t>(run.steps, 4));
-  decoder.synchronize();
+  // Plans of the libraries, pages of fresh memory, and the recording, which the second step makes.
+  const std::int64_t warm = std::min<std::int64_t>(run.steps, 4);
+  for (std::int64_t done = 0; done < 2; done += warm) {
+    static_cast<void>(start(decoder, ops, prompts));
+    decoder.run_steps(warm);
+    decoder.synchronize();
+  }
 
   std::vector<double> prefill_ms, token_ms, step_ms;
   for (int r = 0; r < run.repeat; ++r) {

@@ -48,7 +48,10 @@ class LatencyCommand final : public Command {
     report["exec"] = exec_name(exec);
 
     Json rows = Json::array();
-    for (const std::int64_t batch : batches) {
+    std::vector<std::string> names;
+    for (const std::int64_t batch : batches) names.push_back("batch " + std::to_string(batch));
+    const std::exception_ptr failure = measure_rows(report, rows, names, [&](std::size_t i) {
+      const std::int64_t batch = batches[i];
       const DecoderOptions options =
           model_.decoder(*source, *ops, exec, batch, run_.prompt, run_.steps);
       report["compute_dtype"] = dtype_name(options.dtype);
@@ -61,8 +64,8 @@ class LatencyCommand final : public Command {
       const PhaseTimer timer(report, "measure");
       Json row = measure_decoding(*decoder, *ops, run_, ceilings);
       row["planned_bytes"] = decoder->planned_bytes();
-      rows.push_back(std::move(row));
-    }
+      return row;
+    });
     clocks.finish();
     report["latency"] = rows;
     report["reading"] =
@@ -72,6 +75,7 @@ class LatencyCommand final : public Command {
     require_finite(report.document(), "report");
     emit_report(report, model_.device.report);
     std::cout << "\n" << decoding_table(rows);
+    if (failure) std::rethrow_exception(failure);
   }
 
  private:

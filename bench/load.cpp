@@ -99,12 +99,17 @@ class LoadCommand final : public Command {
       kinds = {Exec::decoded};
     }
     Json rows = Json::array();
-    for (const Exec exec : kinds) rows.push_back(measure(exec, *ops, ledger, file_bytes));
+    std::vector<std::string> names;
+    for (const Exec exec : kinds) names.emplace_back(exec_name(exec));
+    const std::exception_ptr failure = measure_rows(report, rows, names, [&](std::size_t i) {
+      return measure(kinds[i], *ops, ledger, file_bytes);
+    });
     report["load"] = rows;
     report.add_ledger(ledger);
     require_finite(report.document(), "report");
     emit_report(report, model_.device.report);
     print(rows);
+    if (failure) std::rethrow_exception(failure);
   }
 
  private:

@@ -38,7 +38,7 @@ void ModelOptions::check() const {
 }
 
 std::unique_ptr<WeightSource> ModelOptions::open() const {
-  std::unique_ptr<WeightSource> source = open_model(model);
+  std::unique_ptr<WeightSource> source = open_model(model, device.checked_threads());
   if (bits > 0 && source->describe()["kind"] == "packed") {
     throw Error(ErrorCode::usage, model + ": --bits: expected a dense model, found a packed one");
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 
@@ -31,9 +32,12 @@ inline constexpr std::array<PaperRow, 8> paper_table6 = {{
     {"omniquant", "llama2-7b", 29.45, 325, 147.2},
 }};
 
-// The row of a method for a model of this shape; null if nothing was published.
+inline constexpr std::int64_t paper_bits = 4, paper_group = 128;
+
+// The row of a method for a model of this shape at this width; null if nothing was published.
 [[nodiscard]] inline const PaperRow* find_paper_row(std::string_view method,
-                                                    const ModelConfig& config) {
+                                                    const ModelConfig& config, std::int64_t bits) {
+  if (bits != paper_bits) return nullptr;
   for (const PaperRow& row : paper_table6) {
     if (row.method != method) continue;
     const ModelConfig known = synthetic_config(row.model);
@@ -44,6 +48,12 @@ inline constexpr std::array<PaperRow, 8> paper_table6 = {{
     }
   }
   return nullptr;
+}
+
+// The row's speed, which holds for its group only.
+[[nodiscard]] inline std::optional<double> published_speed(const PaperRow& row,
+                                                           std::int64_t group) {
+  return group == paper_group ? row.token_per_s : std::nullopt;
 }
 
 }  // namespace engine

@@ -3,11 +3,13 @@
 #include <chrono>
 #include <iostream>
 #include <optional>
+#include <set>
 
 #include "bench/commands.h"
 #include "bench/decode_run.h"
 #include "bench/paper_table6.h"
 #include "engine/core/interrupt.h"
+#include "engine/model/scheme.h"
 #include "engine/quant/calibration.h"
 #include "engine/quant/driver.h"
 
@@ -97,7 +99,8 @@ class Table6Command final : public Command {
   [[nodiscard]] std::unique_ptr<Method> configured(const std::string& name) const;
   // The calibration tokens, read once for all methods that need any.
   const Calibration& calibration(const WeightSource& source);
-  Json measure(const std::string& name, WeightSource& source);
+  [[nodiscard]] std::filesystem::path file_of(const std::string& method) const;
+  Json measure(const std::string& name, WeightSource& source, WorkFile& file);
   Json decode(const std::filesystem::path& file);
   void print(const Json& rows) const;
 
@@ -129,7 +132,7 @@ const Calibration& Table6Command::calibration(const WeightSource& source) {
 }
 
 Json Table6Command::decode(const std::filesystem::path& file) {
-  const std::unique_ptr<WeightSource> source = open_packed(file);
+  const std::unique_ptr<WeightSource> source = open_packed(file, device_.threads);
   Ledger ledger;
   const std::unique_ptr<Ops> ops = device_.make(ledger);
   const std::string memory = ops->memory().name();
@@ -145,12 +148,14 @@ Json Table6Command::decode(const std::filesystem::path& file) {
   return row;
 }
 
-Json Table6Command::measure(const std::string& name, WeightSource& source) {
+std::filesystem::path Table6Command::file_of(const std::string& method) const {
+  return std::filesystem::path(workdir_) /
+         ("table6." + method + ".b" + std::to_string(bits_) + "g" + std::to_string(group_) + ".qw");
+}
+
+Json Table6Command::measure(const std::string& name, WeightSource& source, WorkFile& file) {
   check_interrupt();
   const std::unique_ptr<Method> method = configured(name);
-  WorkFile file(std::filesystem::path(workdir_) / ("table6." + name + ".b" + std::to_string(bits_) +
-                                                   "g" + std::to_string(group_) + ".qw"),
-                keep_);
   Json row;
   row["method"] = name;
   {
@@ -187,16 +192,22 @@ Json Table6Command::measure(const std::string& name, WeightSource& source) {
   }
   row["decode"] = decode(file.path());
   file.complete();
-  const PaperRow* paper = find_paper_row(name, source.config());
+  const PaperRow* paper = find_paper_row(name, source.config(), bits_);
   Json& published = row["published"];
   if (paper == nullptr) {
     published = absent;
   } else {
     published["model"] = std::string(paper->model);
+    published["bits"] = paper_bits;
+    if (paper->token_per_s) {
+      published["group"] = paper_group;
+    } else {
+      published["group"] = absent;
+    }
     published["memory_gb"] = paper->memory_gb;
     published["minutes"] = paper->minutes;
-    if (paper->token_per_s) {
-      published["token_per_s"] = *paper->token_per_s;
+    if (const std::optional<double> speed = published_speed(*paper, group_)) {
+      published["token_per_s"] = *speed;
     } else {
       published["token_per_s"] = absent;
     }
@@ -216,9 +227,16 @@ void Table6Command::run() {
     throw Error(ErrorCode::usage, "--workdir: no directory " + workdir_);
   }
   const std::vector<std::string> methods = parse_names("--methods", methods_);
+  std::set<std::string> distinct;
+  for (const std::string& name : methods) {
+    if (!distinct.insert(name).second) {
+      throw Error(ErrorCode::usage,
+                  "--methods: expected each method once, found " + name + " twice");
+    }
+  }
   Report report("bench table6");
   report["options"] = parsed_options(*app_);
-  const std::unique_ptr<WeightSource> source = open_model(model_);
+  const std::unique_ptr<WeightSource> source = open_model(model_, device_.checked_threads());
   if (source->describe()["kind"] == "packed") {
     throw Error(ErrorCode::usage, model_ + ": expected a dense model, found a packed one");
   }
@@ -230,12 +248,17 @@ void Table6Command::run() {
                                       " positions, the model has " + std::to_string(positions));
   }
   run_.seed = calibration_.seed;
-  // Everything that can be refused is refused before the first hour.
+  // Everything that can be refused is refused before the first hour. The results decode packed.
+  check_scheme({.bits = static_cast<int>(bits_), .group = group_}, source->config());
   bool needs_data = false;
   for (const std::string& name : methods) {
     const std::unique_ptr<Method> method = configured(name);
     method->check(source->config());
     needs_data = needs_data || method->needs().hessian;
+  }
+  std::vector<std::unique_ptr<WorkFile>> files;
+  for (const std::string& name : methods) {
+    files.push_back(std::make_unique<WorkFile>(file_of(name), keep_));
   }
   if (needs_data) {
     if (calibration_.file.empty()) {
@@ -258,13 +281,18 @@ void Table6Command::run() {
   }
   ClockNotes clocks(report, report["device"]["name"].get<std::string>());
   Json rows = Json::array();
-  for (const std::string& name : methods) rows.push_back(measure(name, *source));
+  const std::exception_ptr failure = measure_rows(report, rows, methods, [&](std::size_t i) {
+    const std::unique_ptr<WorkFile> file = std::move(files[i]);  // goes with its row
+    return measure(methods[i], *source, *file);
+  });
   clocks.finish();
   report["table6"] = rows;
   require_finite(report.document(), "report");
   print(rows);
   std::cout << json_to_text(report["clocks"]);
+  if (failure) std::cout << json_to_text(report["incomplete"]);
   if (!device_.report.empty()) report.write_json(device_.report);
+  if (failure) std::rethrow_exception(failure);
 }
 
 void Table6Command::print(const Json& rows) const {

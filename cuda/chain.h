@@ -6,6 +6,11 @@
 
 namespace engine {
 
+// What a chained kernel reads before it waits, weights and norms, must be complete by then: an op
+// that writes such things ends with seal(), because the launch after next does not overlap with it.
+inline __global__ void seal_kernel() {}
+inline void seal(cudaStream_t stream) { launch("seal", seal_kernel, 1, 1, 0, stream); }
+
 // As `launch`, for kernels that call chain_wait() (cuda/chain.cuh) on every path before they touch
 // anything that another kernel of the stream writes.
 template <class... Params, class... Args>
@@ -30,7 +35,12 @@ void launch_chained(const char* name, void (*kernel)(Params...), dim3 grid, dim3
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  int device = 0;
+  int major = 0;
+  check_cuda(cudaGetDevice(&device), name, __FILE__, __LINE__);
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), name,
+             __FILE__, __LINE__);
+  config.numAttrs = major >= 9 ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...),
              name, __FILE__, __LINE__);
 }

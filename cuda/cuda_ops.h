@@ -118,7 +118,7 @@ class CudaOps final : public Ops {
   [[nodiscard]] cudaStream_t stream() const { return stream_; }
 
  private:
-  VectorResources vector_resources();
+  [[nodiscard]] VectorResources vector_resources() const;
 
   explicit CudaOps(int device_index);  // nothing acquired yet; see context.cu
 

@@ -1,4 +1,5 @@
-#include "cuda/check.h"
+#include "cuda/chain.cuh"
+#include "cuda/chain.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
@@ -29,6 +30,8 @@ template <class Unit>
 __global__ void embed_kernel(const std::int32_t* ids, std::int64_t ids_stride, const Unit* table,
                              std::int64_t table_stride, Unit* out, std::int64_t out_stride,
                              std::int64_t rows, std::int64_t units) {
+  chain_trigger();
+  chain_wait();
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
     const Unit* from = table + ids[r * ids_stride] * table_stride;
     Unit* to = out + r * out_stride;
@@ -44,6 +47,8 @@ __global__ void __launch_bounds__(threads)
                    std::int64_t out_stride, std::int64_t dim) {
   __shared__ float scratch[32];
   using P = Pack<T, N>;
+  chain_trigger();
+  chain_wait();
   const auto r = static_cast<std::int64_t>(blockIdx.x);
   const P* row = reinterpret_cast<const P*>(x + r * x_stride);
   const P* scale = reinterpret_cast<const P*>(weight);
@@ -77,6 +82,8 @@ __global__ void silu_mul_kernel(const T* gate, std::int64_t gate_stride, const T
                                 std::int64_t up_stride, T* out, std::int64_t out_stride,
                                 std::int64_t rows, std::int64_t packs) {
   using P = Pack<T, N>;
+  chain_trigger();
+  chain_wait();
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
     for (std::int64_t i = first_item(); i < packs; i += item_step()) {
       P g = reinterpret_cast<const P*>(gate + r * gate_stride)[i];
@@ -155,10 +162,10 @@ void CudaOps::embed(View ids, View table, View out) {
     using Unit = decltype(unit);
     const std::int64_t elements = static_cast<std::int64_t>(sizeof(Unit)) / size;
     const std::int64_t units = out.cols / elements;
-    launch("embed", embed_kernel<Unit>, grid_2d(out.rows, units, threads), threads, 0, stream_,
-           ids.as<std::int32_t>(), ids.stride, static_cast<const Unit*>(table.data),
-           table.stride / elements, static_cast<Unit*>(out.data), out.stride / elements, out.rows,
-           units);
+    launch_chained("embed", embed_kernel<Unit>, grid_2d(out.rows, units, threads), threads, 0,
+                   stream_, ids.as<std::int32_t>(), ids.stride,
+                   static_cast<const Unit*>(table.data), table.stride / elements,
+                   static_cast<Unit*>(out.data), out.stride / elements, out.rows, units);
   };
   if (aligned_rows(table, 16, 16 / size) && aligned_rows(out, 16, 16 / size)) {
     run(uint4{});
@@ -182,10 +189,10 @@ void CudaOps::rmsnorm(View x, View weight, float eps, View out) {
     constexpr int n = 16 / sizeof(T);
     const bool wide =
         aligned_rows(x, 16, n) && aligned_rows(weight, 16, n) && aligned_rows(out, 16, n);
-    launch("rmsnorm", wide ? rmsnorm_kernel<T, n> : rmsnorm_kernel<T, 1>,
-           static_cast<unsigned>(x.rows), threads, 0, stream_, static_cast<const T*>(x.data),
-           x.stride, static_cast<const T*>(weight.data), eps, static_cast<T*>(out.data), out.stride,
-           x.cols);
+    launch_chained("rmsnorm", wide ? rmsnorm_kernel<T, n> : rmsnorm_kernel<T, 1>,
+                   static_cast<unsigned>(x.rows), threads, 0, stream_,
+                   static_cast<const T*>(x.data), x.stride, static_cast<const T*>(weight.data), eps,
+                   static_cast<T*>(out.data), out.stride, x.cols);
   });
 }
 
@@ -202,10 +209,10 @@ void CudaOps::silu_mul(View gate, View up, View out) {
     const bool wide =
         aligned_rows(gate, 16, n) && aligned_rows(up, 16, n) && aligned_rows(out, 16, n);
     const std::int64_t packs = wide ? gate.cols / n : gate.cols;
-    launch("silu_mul", wide ? silu_mul_kernel<T, n> : silu_mul_kernel<T, 1>,
-           grid_2d(gate.rows, packs, threads), threads, 0, stream_,
-           static_cast<const T*>(gate.data), gate.stride, static_cast<const T*>(up.data), up.stride,
-           static_cast<T*>(out.data), out.stride, gate.rows, packs);
+    launch_chained("silu_mul", wide ? silu_mul_kernel<T, n> : silu_mul_kernel<T, 1>,
+                   grid_2d(gate.rows, packs, threads), threads, 0, stream_,
+                   static_cast<const T*>(gate.data), gate.stride, static_cast<const T*>(up.data),
+                   up.stride, static_cast<T*>(out.data), out.stride, gate.rows, packs);
   });
 }
 
@@ -228,6 +235,7 @@ void CudaOps::convert(View in, View out) {
       }
     });
   });
+  seal(stream_);
 }
 
 void CudaOps::fill_bell(View out, std::uint64_t seed, std::uint64_t stream, float scale,
@@ -241,6 +249,7 @@ void CudaOps::fill_bell(View out, std::uint64_t seed, std::uint64_t stream, floa
            stream_, static_cast<T*>(out.data), out.stride, out.rows, out.cols, seed, stream, scale,
            shift);
   });
+  seal(stream_);
 }
 
 void CudaOps::zero(View out) {

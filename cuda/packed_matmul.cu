@@ -13,9 +13,10 @@ namespace {
 constexpr std::int64_t stream_max_rows = 8;
 constexpr std::int64_t matrix_max_rows = 160;
 
-PackedKernel choose(PackedKernel asked, std::int64_t rows) {
+PackedKernel choose(PackedKernel asked, const PackedShape& shape, std::int64_t rows,
+                    const VectorResources& resources) {
   if (asked != PackedKernel::automatic) return asked;
-  if (rows <= stream_max_rows) return PackedKernel::vector;
+  if (rows <= stream_max_rows && vector_fits(shape, rows, resources)) return PackedKernel::vector;
   return rows <= matrix_max_rows ? PackedKernel::matrix : PackedKernel::expand;
 }
 
@@ -23,7 +24,7 @@ PackedKernel choose(PackedKernel asked, std::int64_t rows) {
 
 std::int64_t CudaOps::packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
                                              DType dtype, PackedKernel kernel) const {
-  switch (choose(kernel, rows)) {
+  switch (choose(kernel, shape, rows, vector_resources())) {
     case PackedKernel::matrix:
       return packed_gemm_workspace_bytes(shape, rows, dtype, properties_.multiProcessorCount);
     case PackedKernel::expand:
@@ -42,10 +43,11 @@ void CudaOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumu
   if (x.empty() || out.empty()) return;
   require_cuda("packed_matmul", {x, w.records, out});
   const std::int64_t needed = packed_workspace_bytes(w.shape, x.rows, x.dtype, kernel);
-  REQUIRE(needed == 0 || (workspace.contiguous() && workspace.bytes() >= needed),
+  REQUIRE(needed == 0 || (workspace.device == DeviceKind::cuda && workspace.contiguous() &&
+                          workspace.bytes() >= needed && aligned_rows(workspace, 256, 1)),
           "packed_matmul needs " + std::to_string(needed) + " bytes of workspace, got " +
               workspace.shape());
-  switch (choose(kernel, x.rows)) {
+  switch (choose(kernel, w.shape, x.rows, vector_resources())) {
     case PackedKernel::matrix:
       packed_gemm(x, w, out, accumulate, properties_.multiProcessorCount, workspace, stream_);
       break;
@@ -58,8 +60,11 @@ void CudaOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumu
     }
     default: {
       const Linear linear{View{}, w};
-      for (std::int64_t r = 0; r < x.rows; r += vector_max_rows) {
-        const std::int64_t n = std::min(vector_max_rows, x.rows - r);
+      // Formats with many coefficients leave shared memory for fewer rows at a time.
+      std::int64_t stream = vector_max_rows;
+      while (stream > 1 && !vector_fits(w.shape, stream, vector_resources())) stream /= 2;
+      for (std::int64_t r = 0; r < x.rows; r += stream) {
+        const std::int64_t n = std::min(stream, x.rows - r);
         VectorProblem p;
         p.x = x.row_range(r, n);
         const View to = out.row_range(r, n);

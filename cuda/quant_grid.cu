@@ -1,5 +1,5 @@
 // CudaOps: the grid of every unit, weights onto it and back.
-#include "cuda/check.h"
+#include "cuda/chain.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/grid.cuh"
 #include "cuda/reduce.cuh"
@@ -261,6 +261,7 @@ void CudaOps::dequantize_codes(View codes, const GridSpec& spec, View scales, Vi
            stream_, codes.as<std::uint8_t>(), codes.stride, table, params, order,
            static_cast<T*>(out.data), out.stride, codes.rows, codes.cols);
   });
+  seal(stream_);
 }
 
 }  // namespace engine

@@ -1,6 +1,6 @@
 // CudaOps: planes of a file into the kernel layout and back. One warp per record; this runs once
 // per linear, at load.
-#include "cuda/check.h"
+#include "cuda/chain.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/unpack.cuh"
 #include "engine/weight/packed_layout.h"
@@ -234,6 +234,7 @@ void CudaOps::repack(View codes, View scales, View zeros, const PackedWeight& ou
   const PackedDevice p = packed_device(out, implicit_zero(out.shape));
   launch("repack", repack_kernel, record_grid(p), dim3(threads), 0, stream_, p,
          planes_of(codes, scales, zeros), parts_of(out.shape), out.shape.groups());
+  seal(stream_);
 }
 
 void CudaOps::unpack(const PackedWeight& w, View codes, View scales, View zeros) {

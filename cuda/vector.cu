@@ -3,6 +3,7 @@
 
 #include "cuda/chain.h"
 #include "cuda/vector_kernels.cuh"
+#include "engine/weight/packed_layout.h"
 
 namespace engine {
 namespace {
@@ -14,7 +15,7 @@ struct Layout {
   bool dense = false, integer = false;
   PackedShape shape;  // packed only
   int row_tiles = 1;
-  int block_cols = 128, stages = 0, tiles = 0, span = 1, parts = 0;
+  int block_cols = 128, stages = 0, tiles = 0, parts = 0;
   std::int64_t record_bytes = 0;
 };
 
@@ -32,17 +33,14 @@ void take_plan(Layout& out) {
   out.row_tiles = NT;
   out.stages = C::kStages;
   out.tiles = C::kTiles;
-  out.span = C::kSpan;
   out.parts = C::kParts;
 }
 template <int B>
 void take_int(Layout& out, std::int64_t rows) {
   if (rows <= 4) {
     take_plan<B, 1>(out);
-  } else if (rows <= 8) {
-    take_plan<B, 2>(out);
   } else {
-    take_plan<B, 4>(out);
+    take_plan<B, 2>(out);
   }
 }
 
@@ -103,13 +101,13 @@ VectorKernel<T> kernel_of(const Layout& l) {
   const int mode = plain ? vector_plain : fine ? vector_fine : vector_coarse;
   switch (l.shape.bits) {
     case 2:
-      return vector_kernel_int2<T>(l.row_tiles, mode);
+      return vector_kernel_int2<T>(two, mode);
     case 3:
-      return vector_kernel_int3<T>(l.row_tiles, mode);
+      return vector_kernel_int3<T>(two, mode);
     case 4:
-      return vector_kernel_int4<T>(l.row_tiles, mode);
+      return vector_kernel_int4<T>(two, mode);
     case 8:
-      return vector_kernel_int8<T>(l.row_tiles, mode);
+      return vector_kernel_int8<T>(two, mode);
     default:
       return vector_kernel_affine<T>(l.shape.bits, two, fine);
   }
@@ -124,7 +122,8 @@ struct Shared {
   [[nodiscard]] std::int64_t total() const { return x + sums + factors + red + ring; }
 };
 
-Shared plan_shared(const Layout& l, std::int64_t rows, std::int64_t blocks, int slices) {
+Shared plan_shared(const Layout& l, std::int64_t rows, std::int64_t blocks, int slices,
+                   int stages) {
   Shared s;
   const std::int64_t longest = ceil_div(blocks, slices);
   // Kernels for several tiles of rows of x read all rows of the tiles.
@@ -144,8 +143,8 @@ Shared plan_shared(const Layout& l, std::int64_t rows, std::int64_t blocks, int 
     s.sums = align_up(held * s.sum_row * 4, 128);
   }
   s.red = 2 * l.parts * 32 * rows * 4;
-  s.stage = align_up(l.tiles * l.span * l.record_bytes, 16);
-  s.ring = vector_warps * l.stages * s.stage;
+  s.stage = align_up(l.tiles * l.record_bytes, 16);
+  s.ring = vector_warps * stages * s.stage;
   return s;
 }
 
@@ -156,20 +155,46 @@ std::int64_t plan_cost(std::int64_t units, std::int64_t blocks, int slices, int 
   return ceil_div(units, columns) * ceil_div(blocks, slices) + (slices > 1 ? 40 : 0);
 }
 
-int choose_slices(const Layout& l, const VectorProblem& p, const VectorResources& r,
-                  std::int64_t units, std::int64_t blocks) {
-  int best = 0;
+// How a launch divides columns and shared memory; slices 0: it does not fit the device.
+struct Plan {
+  int slices = 0, stages = 0;
+  Shared shared;
+};
+
+// The cheapest plan, with `forced` slices if that is not 0. A ring shorter than the kernel's own
+// costs something, too; two stages are the least.
+Plan choose_plan(const Layout& l, std::int64_t rows, std::int64_t units, std::int64_t blocks,
+                 const VectorResources& r, int forced) {
+  Plan best;
   std::int64_t best_cost = 0;
+  if (l.integer && rows > vector_max_int_rows) return best;
   for (const int s : {1, 2, 4, 8}) {
-    if (s > blocks || plan_shared(l, p.x.rows, blocks, s).total() > r.shared_bytes) continue;
-    if (s > 1 && (units > r.counters.cols || units * s * p.x.rows * 32 > r.partials.cols)) continue;
-    const std::int64_t cost = plan_cost(units, blocks, s, r.multiprocessors);
-    if (best == 0 || cost < best_cost) {
-      best = s;
-      best_cost = cost;
+    if (s > blocks || (forced != 0 && s != forced)) continue;
+    if (s > 1 && (units > r.counters.cols || units * s * rows * 32 > r.partials.cols)) continue;
+    for (int stages = l.stages; stages >= 2; --stages) {
+      const Shared shared = plan_shared(l, rows, blocks, s, stages);
+      if (shared.total() > r.shared_bytes) continue;
+      const std::int64_t cost =
+          plan_cost(units, blocks, s, r.multiprocessors) + 8 * (l.stages - stages);
+      if (best.slices == 0 || cost < best_cost) {
+        best = {s, stages, shared};
+        best_cost = cost;
+      }
+      break;
     }
   }
   return best;
+}
+
+// Pairs of row tiles of all segments.
+std::int64_t units_of(const VectorProblem& p) {
+  std::int64_t units = 0;
+  for (int i = 0; i < p.segments; ++i) {
+    const std::int64_t tiles = ceil_div(p.segment[i].w->rows(), 16);
+    if (p.epilogue == VectorEpilogue::silu) return tiles;
+    units += ceil_div(tiles, 2);
+  }
+  return units;
 }
 
 template <class T>
@@ -181,7 +206,6 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream, 
   a.cols = static_cast<int>(p.x.cols);
   a.blocks = static_cast<int>(ceil_div(p.x.cols, l.block_cols));
   while ((std::int64_t{32} << a.half_shift) < p.head_dim) ++a.half_shift;
-  std::int64_t units = 0;
   for (int i = 0; i < p.segments; ++i) {
     const VectorSegment& s = p.segment[i];
     const Linear& w = *s.w;
@@ -194,20 +218,15 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream, 
     out.out = s.out;
     out.out_stride = s.out_stride;
     out.position_stride = s.position_stride;
-    if (p.epilogue == VectorEpilogue::silu) {
-      units = out.tiles;
-    } else {
-      units += ceil_div(out.tiles, 2);
-      if (i < 2) a.segment_units[i] = static_cast<int>(ceil_div(out.tiles, 2));
-    }
+    if (i < 2) a.segment_units[i] = static_cast<int>(ceil_div(out.tiles, 2));
   }
+  const std::int64_t units = units_of(p);
   a.units = static_cast<int>(units);
-  a.slices = slices != 0 ? slices : choose_slices(l, p, r, units, a.blocks);
-  const Shared shared = plan_shared(l, p.x.rows, a.blocks, std::max(1, a.slices));
-  REQUIRE(a.slices > 0 && shared.total() <= r.shared_bytes &&
-              (a.slices == 1 ||
-               (units <= r.counters.cols && units * a.slices * p.x.rows * 32 <= r.partials.cols)),
-          "vector product of " + p.x.shape() + " does not fit the device");
+  const Plan plan = choose_plan(l, p.x.rows, units, a.blocks, r, slices);
+  REQUIRE(plan.slices > 0, "vector product of " + p.x.shape() + " does not fit the device");
+  const Shared& shared = plan.shared;
+  a.slices = plan.slices;
+  a.stages = plan.stages;
   a.x = static_cast<const T*>(p.x.data);
   a.x_stride = p.x.stride;
   a.norm = static_cast<const T*>(p.norm.data);
@@ -221,6 +240,7 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream, 
   a.cos_stride = p.cos.stride;
   a.sin_stride = p.sin.stride;
   a.position = static_cast<const std::int32_t*>(p.position.data);
+  a.positions = static_cast<int>(std::min<std::int64_t>(p.positions, 0x7fffffff));
   a.partials = static_cast<float*>(r.partials.data);
   a.counters = static_cast<std::int32_t*>(r.counters.data);
   a.team_shift = 9;
@@ -259,6 +279,20 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream, 
 
 }  // namespace
 
+bool vector_fits(const VectorProblem& p, const VectorResources& r) {
+  const Layout l = layout_of(*p.segment[0].w, p.x.rows);
+  return choose_plan(l, p.x.rows, units_of(p), ceil_div(p.x.cols, l.block_cols), r, 0).slices > 0;
+}
+
+bool vector_fits(const PackedShape& shape, std::int64_t rows, const VectorResources& r) {
+  Linear w;
+  w.packed.shape = shape;
+  VectorProblem p;
+  p.x = make_view(nullptr, DType::bf16, DeviceKind::cuda, rows, shape.cols);
+  p.segment[0].w = &w;
+  return rows <= vector_max_rows && vector_fits(p, r);
+}
+
 bool vector_takes(const Linear& w, DType dtype) {
   if (dtype != DType::f16 && dtype != DType::bf16) return false;
   if (w.is_packed()) return true;
@@ -281,6 +315,10 @@ void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream
                     int slices) {
   REQUIRE(p.x.rows >= 1 && p.x.rows <= vector_max_rows && p.segments >= 1 && p.segments <= 3,
           "vector product of " + p.x.shape());
+  require_cuda("vector product", {p.x});
+  REQUIRE((p.epilogue != VectorEpilogue::silu && p.epilogue != VectorEpilogue::qkv) ||
+              p.out_dtype == p.x.dtype,
+          "vector product: a fused result has the dtype of x");
   REQUIRE(p.norm.empty() || (p.norm.dtype == p.x.dtype && p.norm.cols == p.x.cols),
           "vector product: norm " + p.norm.shape());
   for (int i = 0; i < p.segments; ++i) {
@@ -289,8 +327,11 @@ void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream
         w.cols() == p.x.cols && vector_takes(w, p.x.dtype) &&
             (i == 0 || vector_compatible(*p.segment[0].w, w)),
         "vector product of " + p.x.shape() + ": segment " + std::to_string(i) + " does not fit");
-    REQUIRE(w.is_packed() ? w.packed.records.data != nullptr : w.dense.data != nullptr,
-            "vector product without weights");
+    if (w.is_packed()) {
+      check_packed_weight("vector product", w.packed, DeviceKind::cuda);
+    } else {
+      require_cuda("vector product", {w.dense});
+    }
   }
   if (p.x.dtype == DType::f16) {
     run<__half>(p, r, stream, slices);

@@ -12,6 +12,8 @@
 namespace engine {
 
 inline constexpr std::int64_t vector_max_rows = 16;
+// Of affine weights of 2, 3, 4 and 8 bits; vector_fits() says no to more.
+inline constexpr std::int64_t vector_max_int_rows = 8;
 
 // What becomes of the products.
 enum class VectorEpilogue : std::uint8_t {
@@ -38,8 +40,9 @@ struct VectorProblem {
   int segments = 1;
   DType out_dtype = DType::bf16;  // x's dtype, or f32 (store and add)
   VectorEpilogue epilogue = VectorEpilogue::store;
-  std::int64_t head_dim = 0;  // qkv: 32, 64, 128 or 256
-  View cos, sin, position;    // qkv
+  std::int64_t head_dim = 0;   // qkv: 32, 64, 128 or 256
+  View cos, sin, position;     // qkv
+  std::int64_t positions = 0;  // qkv: what lies at or beyond this position is not stored
 };
 
 // Device resources the kernel uses between its blocks; one launch of a stream at a time.
@@ -54,6 +57,11 @@ struct VectorResources {
 [[nodiscard]] bool vector_compatible(const Linear& a, const Linear& b);
 // Whether this kernel computes products with `w` at all for activations of `dtype`.
 [[nodiscard]] bool vector_takes(const Linear& w, DType dtype);
+
+// Whether there is shared memory enough for it.
+[[nodiscard]] bool vector_fits(const VectorProblem& p, const VectorResources& r);
+[[nodiscard]] bool vector_fits(const PackedShape& shape, std::int64_t rows,
+                               const VectorResources& r);
 
 // slices: the blocks that share a row's columns (1, 2, 4 or 8); 0: chosen from the shape.
 void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream,

@@ -39,6 +39,7 @@ struct VectorArgs {
   const float* cos;
   const float* sin;
   const std::int32_t* position;
+  int positions;  // positions at or beyond are ignored
   float* partials;
   std::int32_t* counters;
   std::int64_t x_stride, cos_stride, sin_stride;
@@ -47,6 +48,7 @@ struct VectorArgs {
   int cols;
   int blocks;  // column blocks of a row tile
   int slices;
+  int stages;                              // of a warp's ring, at most the kernel's own
   int slice_start[vector_max_slices + 1];  // first block of each slice
   int units;                               // pairs of row tiles, over all segments
   int segment_units[2];                    // of segments 0 and 1
@@ -78,7 +80,8 @@ __device__ inline void copy_async_8(std::uint32_t shared, const void* global) {
 // the steps before: chunks of 512 bytes, then one of 256 if B is odd. A plane of 4 bits comes in
 // halves, which saves registers. `at` is the lane's place in the first chunk.
 template <int B>
-__device__ void load_plane(const unsigned char* at, int lane, int u, std::uint32_t (&w)[2 * B]) {
+__device__ void load_code_plane(const unsigned char* at, int lane, int u,
+                                std::uint32_t (&w)[2 * B]) {
   if (B == 4 ? u % 2 != 0 : u != 0) return;
 #pragma unroll
   for (int c = 0; c < B / 2; ++c) {
@@ -105,7 +108,7 @@ __device__ void request_plane(std::uint32_t to, const unsigned char* from, int l
 }
 
 // Two scales (rows g and g + 8) at `unit`, as f32.
-__device__ inline float2 load_scales(const unsigned char* unit, int kind, int place) {
+__device__ inline float2 load_scale_pair(const unsigned char* unit, int kind, int place) {
   if (kind == 0) return *reinterpret_cast<const float2*>(unit + place * 4);
   const std::uint32_t bits = *reinterpret_cast<const std::uint32_t*>(unit + place * 2);
   if (kind == 1) return __half22float2(*reinterpret_cast<const __half2*>(&bits));
@@ -116,7 +119,7 @@ __device__ inline float2 load_scales(const unsigned char* unit, int kind, int pl
 template <class T>
 __device__ void load_unit(const VectorArgs<T>& args, const unsigned char* unit, int place,
                           float2& scale, float2& zero) {
-  scale = load_scales(unit, args.scale_kind, place);
+  scale = load_scale_pair(unit, args.scale_kind, place);
   zero = {args.constant_zero, args.constant_zero};
   if (args.zero_offset != 0) {
     const uchar2 z = *reinterpret_cast<const uchar2*>(unit + args.zero_offset + place);
@@ -287,7 +290,15 @@ __device__ void finish(const VectorArgs<T>& args, int unit, int row, int n, floa
     return;
   }
   const std::int64_t position = *args.position;
-  T* out = static_cast<T*>(w.out) + position * w.position_stride + n * w.out_stride;
+  const bool inside = position >= 0 && position < args.positions;
+  T* out = static_cast<T*>(w.out) + n * w.out_stride;
+  if (segment == 0 && !inside) {  // as rope_step: nothing is rotated
+    out[first] = from_f32<T>(v0);
+    out[first + (16 << args.half_shift)] = from_f32<T>(v1);
+    return;
+  }
+  if (!inside) return;  // as kv_append_step: nothing is stored
+  out += position * w.position_stride;
   if (segment == 2) {
     if (first < w.rows) out[first] = from_f32<T>(v0);
     if (first + 16 < w.rows) out[first + 16] = from_f32<T>(v1);
@@ -376,15 +387,11 @@ struct VectorSource {
     }
   }
 
-  // Records of each tile that the next stage gets.
-  __device__ int count() const { return left < C::kSpan ? left : C::kSpan; }
   __device__ void advance(const VectorArgs<T>& args, int record_bytes, int half, int begin, int end,
                           int lane) {
-    const int n = count();
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) from[i] += n * record_bytes;
-    left -= n;
-    if (left == 0) {
+    for (int i = 0; i < kTiles; ++i) from[i] += record_bytes;
+    if (--left == 0) {
       unit += static_cast<int>(gridDim.x);
       aim(args, half, begin, end, lane);
     }
@@ -409,12 +416,10 @@ struct VectorSource {
       } else {
         // Coefficients: at most 512 bytes, twice that for two terms.
         const int rest = record_bytes - C::kCodeBytes - lane * 16;
-        const int n = count();
 #pragma unroll
-        for (int i = 0; i < kTiles * C::kSpan; ++i) {
-          if (i % C::kSpan >= n) continue;
+        for (int i = 0; i < kTiles; ++i) {
           const std::uint32_t place = to + i * record_bytes;
-          const unsigned char* mine = from[i / C::kSpan] + i % C::kSpan * record_bytes;
+          const unsigned char* mine = from[i];
           request_plane<C::kLow>(place, mine, lane);
           if constexpr (C::kHigh > 0) {
             request_plane<C::kHigh>(place + 256 * C::kLow, mine + 256 * C::kLow, lane);

@@ -18,7 +18,6 @@ struct HalfCodec {
   static constexpr int kBlockCols = 128;
   static constexpr int kCodeBytes = 256 * (kLow + kHigh);
   static constexpr int kTiles = 1;
-  static constexpr int kSpan = 1;  // blocks of a stage
   static constexpr int kParts = vector_warps / 2;
   // For up to eight rows of x, and for more, whose x needs the room.
   static constexpr int stages(int row_tiles) {
@@ -34,7 +33,6 @@ struct DenseCodec {
   static constexpr int kBlockCols = 64;
   static constexpr int kCodeBytes = 16 * 64 * 2;
   static constexpr int kTiles = 1;
-  static constexpr int kSpan = 1;  // blocks of a stage
   static constexpr int kParts = vector_warps / 2;
   static constexpr int stages(int row_tiles) { return row_tiles == 1 ? 4 : 2; }
 };
@@ -49,7 +47,8 @@ __device__ inline std::uint32_t and_or(std::uint32_t a, std::uint32_t b, std::ui
 // The bits of pair p of a plane on top of `magic`: the code of the even column at bit kUp, of the
 // odd one at bit 16 + kUp.
 template <int B, int kUp>
-__device__ std::uint32_t pair_bits(const std::uint32_t (&w)[2 * B], int p, std::uint32_t magic) {
+__device__ std::uint32_t half_pair_bits(const std::uint32_t (&w)[2 * B], int p,
+                                        std::uint32_t magic) {
   constexpr std::uint32_t ones = 0x00010001U << kUp;
   const auto shift = [](std::uint32_t v, int down) { return down >= 0 ? v >> down : v << -down; };
   if constexpr (B == 3) {
@@ -75,9 +74,9 @@ __device__ std::uint32_t pair_bits(const std::uint32_t (&w)[2 * B], int p, std::
 // bf16: bits on top of an exponent whose last place is the code's: 128 + code, 2048 + 16 code.
 // f16: the bits alone are the subnormal code * 2^-24, which tensor cores multiply exactly.
 template <class T>
-struct Magic;
+struct HalfMagic;
 template <>
-struct Magic<__nv_bfloat16> {
+struct HalfMagic<__nv_bfloat16> {
   static constexpr int kHighUp = 0;
   static constexpr std::uint32_t kLow = 0x43004300U;
   static constexpr std::uint32_t kHigh = 0x45004500U;
@@ -86,7 +85,7 @@ struct Magic<__nv_bfloat16> {
   static constexpr float kUnit = 1.0F;
 };
 template <>
-struct Magic<__half> {
+struct HalfMagic<__half> {
   static constexpr int kHighUp = 4;
   static constexpr std::uint32_t kLow = 0;
   static constexpr std::uint32_t kHigh = 0;
@@ -182,7 +181,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
     vector_half_kernel(const __grid_constant__ VectorArgs<T> args) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ std::uint32_t pairs[C::kBook ? 256 : 1];
-  using M = Magic<T>;
+  using M = HalfMagic<T>;
   constexpr int stages = C::stages(NT);
   constexpr int parts = C::kParts;
   constexpr bool sums_used = !C::kDense && !C::kBook;
@@ -211,9 +210,9 @@ __global__ void __launch_bounds__(vector_threads, 1)
   const int begin = slice_begin + (slice_end - slice_begin) * part_of / parts;
   const int end = slice_begin + (slice_end - slice_begin) * (part_of + 1) / parts;
 
-  const int ring = args.ring_offset + warp * stages * args.stage_bytes + lane * 16;
+  const int ring = args.ring_offset + warp * args.stages * args.stage_bytes + lane * 16;
   const std::uint32_t ring_address = shared_address(shared) + static_cast<std::uint32_t>(ring);
-  const std::uint32_t ring_end = static_cast<std::uint32_t>(stages * args.stage_bytes);
+  const std::uint32_t ring_end = static_cast<std::uint32_t>(args.stages * args.stage_bytes);
   VectorSource<T, C> source;
   source.unit = begin < end ? static_cast<int>(blockIdx.x) : args.units;
   source.aim(args, half, begin, end, lane);
@@ -221,7 +220,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
   XPart<T> x_part;
   x_part.begin(args, slice_begin * C::kBlockCols);
 #pragma unroll 1
-  for (int s = 0; s < stages - 1; ++s) {
+  for (int s = 0; s < args.stages - 1; ++s) {
     source.request(args, args.record_bytes, ring_address + fill, half, begin, end, lane);
     fill += static_cast<std::uint32_t>(args.stage_bytes);
   }
@@ -258,7 +257,11 @@ __global__ void __launch_bounds__(vector_threads, 1)
     clear(acc);
 #pragma unroll 1
     for (int block = begin; block < end; ++block) {
-      copy_wait<stages - 2>();
+      if (args.stages == stages) {
+        copy_wait<stages - 2>();
+      } else {
+        copy_wait<0>();  // a shorter ring waits for all that is on its way
+      }
       __syncwarp();
       source.request(args, args.record_bytes, ring_address + fill, half, begin, end, lane);
       fill += static_cast<std::uint32_t>(args.stage_bytes);
@@ -296,8 +299,8 @@ __global__ void __launch_bounds__(vector_threads, 1)
           }
           continue;
         } else {
-          load_plane<C::kLow>(at, lane, u, low);
-          if constexpr (C::kHigh > 0) load_plane<C::kHigh>(at + 256 * C::kLow, lane, u, high);
+          load_code_plane<C::kLow>(at, lane, u, low);
+          if constexpr (C::kHigh > 0) load_code_plane<C::kHigh>(at + 256 * C::kLow, lane, u, high);
           if (u == 0 || kFine) {
             clear(part);
             if constexpr (C::kTerms == 2) clear(part2);
@@ -309,10 +312,10 @@ __global__ void __launch_bounds__(vector_threads, 1)
 #pragma unroll
             for (int q = 0; q < 4; ++q) {
               if constexpr (C::kBook) {
-                const std::uint32_t bits = pair_bits<C::kLow, 0>(low, p + q, 0);
+                const std::uint32_t bits = half_pair_bits<C::kLow, 0>(low, p + q, 0);
                 a[q] = pairs[(bits | bits >> 12) & 0xffU];
               } else {
-                a[q] = pair_bits<C::kLow, 0>(low, p + q, M::kLow);
+                a[q] = half_pair_bits<C::kLow, 0>(low, p + q, M::kLow);
               }
             }
 #pragma unroll
@@ -321,7 +324,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
               constexpr int up = C::kTerms == 2 ? 0 : M::kHighUp;
               constexpr std::uint32_t magic = C::kTerms == 2 ? M::kLow : M::kHigh;
 #pragma unroll
-              for (int q = 0; q < 4; ++q) a[q] = pair_bits<C::kHigh, up>(high, p + q, magic);
+              for (int q = 0; q < 4; ++q) a[q] = half_pair_bits<C::kHigh, up>(high, p + q, magic);
 #pragma unroll
               for (int n = 0; n < NT; ++n) {
                 mma<T>(C::kTerms == 2 ? part2[n] : part[n], a, b[n][2 * s], b[n][2 * s + 1]);

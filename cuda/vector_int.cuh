@@ -22,26 +22,20 @@ struct IntCodec {
   static constexpr int kCodeBytes = 256 * kBits;
 };
 // Row tiles that a warp multiplies at once: two share the fragments of x, and their products hide
-// each other's latency. Records of 8 bits, or more than eight rows of x, leave no room for that.
+// each other's latency. Records of 8 bits, and 3 bits with many sums, leave no room for that.
 template <int kBitCount, int NT>
 struct IntPlan : IntCodec<kBitCount> {
-  static constexpr int kTiles = kBitCount == 8 || NT == 4 ? 1 : 2;
+  static constexpr int kTiles = kBitCount == 8 || (kBitCount == 3 && NT == 2) ? 1 : 2;
   static constexpr int kParts = vector_warps * kTiles / 2;
-  // Blocks of columns in a stage: a request costs as much for two as for one.
-  static constexpr int kSpan = 1;
-  static constexpr int kStages = NT == 1          ? (kBitCount == 2   ? 8
-                                                     : kBitCount == 3 ? 5
-                                                                      : 4)
-                                 : NT == 2        ? (kBitCount == 2   ? 5
-                                                     : kBitCount == 3 ? 4
-                                                                      : 3)
-                                 : kBitCount == 2 ? 5
-                                 : kBitCount == 3 ? 4
-                                 : kBitCount == 4 ? 3
-                                                  : 2;
+  static constexpr int kStages = NT == 1 ? (kBitCount == 2   ? 8
+                                            : kBitCount == 3 ? 5
+                                                             : 4)
+                                         : (kBitCount == 2   ? 5
+                                            : kBitCount == 3 ? 8
+                                                             : 3);
 };
 
-// c += a b with a (16 x 32) unsigned, b (32 x 8) signed bytes.
+// d = a b + c with a (16 x 32) unsigned, b (32 x 8) signed bytes.
 __device__ inline void mma_bytes(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
                                  std::uint32_t b0, std::uint32_t b1, const std::int32_t (&c)[4]) {
   asm volatile(
@@ -199,7 +193,7 @@ __device__ void stage_bytes(const VectorArgs<T>& args, XPart<T>& part, unsigned 
 // work of unpacking: codes are bytes as soon as they are masked. x is taken as 16-bit integers
 // relative to the largest of each 128 columns, split into two bytes that stand in neighbouring
 // columns of B, so that one lane gets both sums. Integer sums are exact; they leave the tensor
-// cores as bits of floats. bf16 values of at least 1/256 of the largest are exact, others to 2^-16
+// cores as bits of floats. bf16 values of at least 1/64 of the largest are exact, others to 2^-15
 // of the largest. Preconditions: x_row_bytes = 16 mod 128; the rest as vector_half_kernel. Cost:
 // the weights read once; x once per block; 0.7 instructions per weight and lane at 4 bits.
 template <class T, int B, int NT, int kMode>
@@ -214,7 +208,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
   constexpr bool kFine = kMode == vector_fine;
   // Plain: sizes are constants.
   const int record_bytes = kPlain ? C::kCodeBytes + 48 : args.record_bytes;
-  const int stage_size = kPlain ? tiles * C::kSpan * (C::kCodeBytes + 48) : args.stage_bytes;
+  const int stage_size = kPlain ? tiles * (C::kCodeBytes + 48) : args.stage_bytes;
   chain_trigger();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   // From one lane to all: the compiler then knows that it is the same for the whole warp.
@@ -236,8 +230,8 @@ __global__ void __launch_bounds__(vector_threads, 1)
   const int begin = slice_begin + (slice_end - slice_begin) * part_of / parts;
   const int end = slice_begin + (slice_end - slice_begin) * (part_of + 1) / parts;
 
-  const int ring = args.ring_offset + warp * stages * stage_size;
-  const auto ring_end = static_cast<std::uint32_t>(stages * stage_size);
+  const int ring = args.ring_offset + warp * args.stages * stage_size;
+  const auto ring_end = static_cast<std::uint32_t>(args.stages * stage_size);
   const std::uint32_t ring_address = shared_address(shared) + static_cast<std::uint32_t>(ring);
   VectorSource<T, C> source;
   source.unit = begin < end ? static_cast<int>(blockIdx.x) : args.units;
@@ -262,12 +256,11 @@ __global__ void __launch_bounds__(vector_threads, 1)
 #if __CUDA_ARCH__ >= 900
     if (source.unit < args.units) {
       if (lane == 0) {
-        const int bytes = source.count() * record_bytes;
-        bulk_expect(barriers + use_barrier, tiles * bytes);
+        bulk_expect(barriers + use_barrier, tiles * record_bytes);
 #pragma unroll
         for (int i = 0; i < tiles; ++i) {
-          bulk_copy(ring_address + use + static_cast<std::uint32_t>(i * C::kSpan * record_bytes),
-                    source.from[i], bytes, barriers + use_barrier);
+          bulk_copy(ring_address + use + static_cast<std::uint32_t>(i * record_bytes),
+                    source.from[i], record_bytes, barriers + use_barrier);
         }
       }
       source.advance(args, record_bytes, half, begin, end, place_in_record);
@@ -285,7 +278,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
   chain_wait();
   x_part.load(args);
 #pragma unroll 1
-  for (int s = 1; s < stages; ++s) request();
+  for (int s = 1; s < args.stages; ++s) request();
   stage_bytes<T, B>(args, x_part, shared, slice_begin * 128, slice_end * 128);
 
   // The lane's columns of B: high bytes of a row of x if g is even, low ones if odd. Its columns of
@@ -313,7 +306,6 @@ __global__ void __launch_bounds__(vector_threads, 1)
         row_unit[i] = w.row_units + std::int64_t{min(tile, w.tiles - 1)} * args.unit_bytes;
       }
     }
-    const unsigned char* at = nullptr;  // the lane's place in the block's first record
     float acc[tiles][NT][2];
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
@@ -322,18 +314,17 @@ __global__ void __launch_bounds__(vector_threads, 1)
     }
 #pragma unroll 1
     for (int block = begin; block < end; ++block) {
-      const int sub = C::kSpan == 1 ? 0 : (block - begin) % C::kSpan;
-      if (sub == 0) {
 #if __CUDA_ARCH__ >= 900
-        bulk_wait(barriers + use_barrier, phase);
+      bulk_wait(barriers + use_barrier, phase);
 #else
+      if (args.stages == stages) {
         copy_wait<stages - 1>();
-        __syncwarp();  // what other lanes have copied
-#endif
-        at = shared + ring + use + lane * 16;
       } else {
-        at += record_bytes;
+        copy_wait<0>();  // a shorter ring waits for all that is on its way
       }
+      __syncwarp();  // what other lanes have copied
+#endif
+      const unsigned char* at = shared + ring + use + lane * 16;
       const int local = block - slice_begin;
 
       std::uint32_t low[tiles][2 * C::kLow];
@@ -351,9 +342,9 @@ __global__ void __launch_bounds__(vector_threads, 1)
         }
 #pragma unroll
         for (int i = 0; i < tiles; ++i) {
-          const unsigned char* record = at + i * C::kSpan * record_bytes;
-          load_plane<C::kLow>(record, lane, u, low[i]);
-          if constexpr (B == 8) load_plane<4>(record + 1024, lane, u, high[i]);
+          const unsigned char* record = at + i * record_bytes;
+          load_code_plane<C::kLow>(record, lane, u, low[i]);
+          if constexpr (B == 8) load_code_plane<4>(record + 1024, lane, u, high[i]);
           std::uint32_t a[4];
           code_bytes<B>(low[i], high[i], u, a);
 #pragma unroll
@@ -380,8 +371,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
         float2 zero[tiles];
 #pragma unroll
         for (int i = 0; i < tiles; ++i) {
-          const unsigned char* record =
-              at - lane * 16 + i * C::kSpan * record_bytes + C::kCodeBytes;
+          const unsigned char* record = at - lane * 16 + i * record_bytes + C::kCodeBytes;
           if constexpr (kPlain) {
             scale[i] = __half22float2(*reinterpret_cast<const __half2*>(record + 4 * g));
             const uchar2 z = *reinterpret_cast<const uchar2*>(record + 32 + 2 * g);
@@ -411,13 +401,11 @@ __global__ void __launch_bounds__(vector_threads, 1)
           }
         }
       }
-      if (sub == C::kSpan - 1 || block + 1 == end) {
-        __syncwarp();  // all lanes have left the stage
-        request();
+      __syncwarp();  // all lanes have left the stage
+      request();
 #if __CUDA_ARCH__ >= 900
-        if (use == 0) phase ^= 1;
+      if (use == 0) phase ^= 1;
 #endif
-      }
     }
 
     const int buffer = round % 2;
@@ -440,14 +428,12 @@ __global__ void __launch_bounds__(vector_threads, 1)
   }
 }
 
-// `row_tiles`: of eight columns of B, 1, 2 or 4.
+// two_tiles: for five to eight rows of x.
 template <class T, int B>
-VectorKernel<T> pick_int(int row_tiles, int mode) {
+VectorKernel<T> pick_int(bool two_tiles, int mode) {
   const auto by_tiles = [&](auto tag) {
     constexpr int m = decltype(tag)::value;
-    return row_tiles == 1   ? vector_int_kernel<T, B, 1, m>
-           : row_tiles == 2 ? vector_int_kernel<T, B, 2, m>
-                            : vector_int_kernel<T, B, 4, m>;
+    return two_tiles ? vector_int_kernel<T, B, 2, m> : vector_int_kernel<T, B, 1, m>;
   };
   switch (mode) {
     case vector_plain:

@@ -4,10 +4,10 @@
 namespace engine {
 
 template <class T>
-VectorKernel<T> vector_kernel_int3(int row_tiles, int mode) {
-  return pick_int<T, 3>(row_tiles, mode);
+VectorKernel<T> vector_kernel_int3(bool two_tiles, int mode) {
+  return pick_int<T, 3>(two_tiles, mode);
 }
-template VectorKernel<__half> vector_kernel_int3<__half>(int, int);
-template VectorKernel<__nv_bfloat16> vector_kernel_int3<__nv_bfloat16>(int, int);
+template VectorKernel<__half> vector_kernel_int3<__half>(bool, int);
+template VectorKernel<__nv_bfloat16> vector_kernel_int3<__nv_bfloat16>(bool, int);
 
 }  // namespace engine

@@ -7,16 +7,16 @@
 
 namespace engine {
 
-// Affine, 2, 3, 4 and 8 bits; row_tiles: 1, 2 or 4 for up to 4, 8 or 16 rows of x;
-// mode: vector_plain, vector_coarse or vector_fine.
+// Affine, 2, 3, 4 and 8 bits, up to eight rows of x; two_tiles: for more than four; mode:
+// vector_plain, vector_coarse or vector_fine.
 template <class T>
-VectorKernel<T> vector_kernel_int2(int row_tiles, int mode);
+VectorKernel<T> vector_kernel_int2(bool two_tiles, int mode);
 template <class T>
-VectorKernel<T> vector_kernel_int3(int row_tiles, int mode);
+VectorKernel<T> vector_kernel_int3(bool two_tiles, int mode);
 template <class T>
-VectorKernel<T> vector_kernel_int4(int row_tiles, int mode);
+VectorKernel<T> vector_kernel_int4(bool two_tiles, int mode);
 template <class T>
-VectorKernel<T> vector_kernel_int8(int row_tiles, int mode);
+VectorKernel<T> vector_kernel_int8(bool two_tiles, int mode);
 // The others; two_tiles: for more than eight rows of x.
 template <class T>
 VectorKernel<T> vector_kernel_affine(int bits, bool two_tiles, bool fine);  // 1, 5, 6, 7 bits

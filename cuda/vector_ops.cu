@@ -4,6 +4,7 @@
 #include "cuda/cuda_ops.h"
 #include "cuda/types.cuh"
 #include "cuda/vector.h"
+#include "engine/ops/step_check.h"
 
 namespace engine {
 namespace {
@@ -24,9 +25,25 @@ VectorSegment cache_segment(const Linear& w, const View& cache, std::int64_t cap
   return {&w, cache.data, capacity * cache.stride, cache.stride};
 }
 
+// The step of sequences first .. first + n - 1.
+QkvStep some_rows(const QkvStep& s, std::int64_t first, std::int64_t n) {
+  QkvStep out = s;
+  out.x = s.x.row_range(first, n);
+  out.q_out = s.q_out.row_range(first, n);
+  const auto part = [&](const View& v) {
+    return v.empty() ? v : v.row_range(first * s.cache.capacity, n * s.cache.capacity);
+  };
+  out.cache.k = part(s.cache.k);
+  out.cache.v = part(s.cache.v);
+  out.cache.k_scale = part(s.cache.k_scale);
+  out.cache.v_scale = part(s.cache.v_scale);
+  out.cache.batch = n;
+  return out;
+}
+
 }  // namespace
 
-VectorResources CudaOps::vector_resources() {
+VectorResources CudaOps::vector_resources() const {
   return {properties_.multiProcessorCount,
           static_cast<std::int64_t>(properties_.sharedMemPerBlockOptin) - 2048,  // static shared
           vector_partials_.view(), vector_counters_.view()};
@@ -43,6 +60,7 @@ void CudaOps::linear(View x, const Linear& w, View out, bool accumulate, View wo
   p.segment[0] = segment_of(w, out);
   p.out_dtype = out.dtype;
   p.epilogue = accumulate ? VectorEpilogue::add : VectorEpilogue::store;
+  if (!vector_fits(p, vector_resources())) return matmul(x, w.dense, out, accumulate);
   vector_product(p, vector_resources(), stream_);
 }
 
@@ -52,11 +70,14 @@ void CudaOps::qkv_step(const QkvStep& s) {
                      vector_compatible(*s.q, *s.v) && s.head_dim >= 32 &&
                      std::has_single_bit(static_cast<std::uint64_t>(s.head_dim));
   if (!fused) return Ops::qkv_step(s);
-  REQUIRE(s.q->rows() % s.head_dim == 0 && s.k->rows() % s.head_dim == 0 &&
-              s.q_out.dtype == s.x.dtype && s.q_out.rows == s.x.rows &&
-              s.q_out.cols == s.q->rows() && s.cache.batch >= s.x.rows &&
-              s.cache.k.cols == s.k->rows() && s.cache.v.cols == s.v->rows(),
+  REQUIRE(s.head_dim <= 256 && s.v->rows() == s.k->rows() && s.q->rows() % s.head_dim == 0 &&
+              s.k->rows() % s.head_dim == 0 && s.q_out.dtype == s.x.dtype &&
+              s.q_out.rows == s.x.rows && s.q_out.cols == s.q->rows() &&
+              s.cache.batch >= s.x.rows && s.cache.k.cols == s.k->rows() &&
+              s.cache.v.cols == s.v->rows(),
           "qkv_step of " + s.x.shape() + " into " + s.q_out.shape());
+  check_cache("qkv_step", s.cache, s.head_dim, s.x.dtype);
+  check_rope_step(s.q_out, s.head_dim, s.cos, s.sin, s.position);
   require_cuda("qkv_step", {s.x, s.norm, s.cos, s.sin, s.position, s.q_out, s.cache.k, s.cache.v});
   VectorProblem p;
   p.x = s.x;
@@ -66,6 +87,11 @@ void CudaOps::qkv_step(const QkvStep& s) {
   p.segment[0] = segment_of(*s.q, s.q_out);
   if (s.cache.quantized()) {
     // A head's scale needs all its values, which several blocks compute.
+    for (const View& v : {s.scratch.k, s.scratch.v}) {
+      REQUIRE(v.dtype == s.x.dtype && v.rows >= s.x.rows && v.cols == s.k->rows(),
+              "qkv_step: scratch " + v.shape());
+      require_cuda("qkv_step", {v});
+    }
     p.segment[1] = segment_of(*s.k, s.scratch.k);
     p.segment[2] = segment_of(*s.v, s.scratch.v);
   } else {
@@ -79,6 +105,15 @@ void CudaOps::qkv_step(const QkvStep& s) {
   p.cos = s.cos;
   p.sin = s.sin;
   p.position = s.position;
+  p.positions = std::min(s.cache.capacity, s.cos.rows);
+  if (!vector_fits(p, vector_resources())) {
+    if (s.x.rows <= vector_max_int_rows) return Ops::qkv_step(s);
+    // Twice half the rows is faster than one launch for each of q, k and v.
+    const std::int64_t half = (s.x.rows + 1) / 2;
+    qkv_step(some_rows(s, 0, half));
+    qkv_step(some_rows(s, half, s.x.rows - half));
+    return;
+  }
   vector_product(p, vector_resources(), stream_);
   if (s.cache.quantized()) {
     kv_append_step(s.scratch.k.row_range(0, s.x.rows), s.scratch.v.row_range(0, s.x.rows),
@@ -104,6 +139,7 @@ void CudaOps::gate_up(const GateUp& s) {
   p.segment[1] = segment_of(*s.up, s.out);
   p.out_dtype = s.x.dtype;
   p.epilogue = VectorEpilogue::silu;
+  if (!vector_fits(p, vector_resources())) return Ops::gate_up(s);
   vector_product(p, vector_resources(), stream_);
 }
 
@@ -118,6 +154,7 @@ void CudaOps::norm_linear(const NormLinear& s) {
   p.eps = s.eps;
   p.segment[0] = segment_of(*s.w, s.out);
   p.out_dtype = s.out.dtype;
+  if (!vector_fits(p, vector_resources())) return Ops::norm_linear(s);
   vector_product(p, vector_resources(), stream_);
 }
 

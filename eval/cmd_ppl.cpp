@@ -95,7 +95,7 @@ void PplCommand::run() {
                                       std::to_string(texts_.size()) + " texts, found " +
                                       std::to_string(datasets_.size()));
   }
-  const std::unique_ptr<WeightSource> source = open_model(model_);
+  const std::unique_ptr<WeightSource> source = open_model(model_, device_.checked_threads());
   report["model"] = source->describe();
   if (packed) require_packed(*source);
   const std::unique_ptr<Tokenizer> tokenizer = model_tokenizer(*source);

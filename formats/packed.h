@@ -128,7 +128,7 @@ class PackedWriter {
   std::uint64_t on_its_way_ = 0;  // up to here the kernel was told to start writing
   std::vector<PlaneInfo> planes_;
   std::map<std::string, std::uint32_t, std::less<>> index_;
-  std::uint64_t checkpoint_end_ = 0;  // end_ of the last checkpoint
+  std::uint64_t checkpoint_end_ = 0;  // end_ of the last checkpoint; 0: none, or unknown
   bool keep_ = false;
   bool has_journal_ = false;
 };

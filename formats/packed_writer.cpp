@@ -209,6 +209,9 @@ void PackedWriter::verify_planes() const {
 void PackedWriter::checkpoint(const Json& state) {
   require_open("write a checkpoint");
   const std::string text = qw::dump_json(state, path_.string(), "checkpoint state");
+  // A failure below leaves either journal in place: until it is known which, nothing may be cut
+  // that the new one describes.
+  checkpoint_end_ = 0;
   try {
     file_.sync_data();
     write_file_atomically(journal_path_, qw::encode_journal(planes_, end_, text));

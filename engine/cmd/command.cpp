@@ -117,11 +117,16 @@ void DeviceOptions::declare_dtype(CLI::App& app) {
       ->capture_default_str();
 }
 
-std::unique_ptr<Ops> DeviceOptions::make(Ledger& ledger) const {
+int DeviceOptions::checked_threads() const {
   if (threads < 0 || threads > 4096) {
     throw Error(ErrorCode::usage,
                 "--threads: expected 0 to 4096, found " + std::to_string(threads));
   }
+  return threads;
+}
+
+std::unique_ptr<Ops> DeviceOptions::make(Ledger& ledger) const {
+  static_cast<void>(checked_threads());
   if (!report.empty()) check_writable("--report", report);
   if (device == "auto")
     return make_ops(cuda_device_count() > 0 ? "cuda:0" : "cpu", ledger, threads);

@@ -38,6 +38,8 @@ struct DeviceOptions {
 
   void declare(CLI::App& app);        // --device --threads --trace --report
   void declare_dtype(CLI::App& app);  // --dtype, for commands that run the model
+  // --threads; Error(usage) unless it is 0 to 4096.
+  [[nodiscard]] int checked_threads() const;
   [[nodiscard]] std::unique_ptr<Ops> make(Ledger& ledger) const;
   // `stored` is the dtype of the model's weights: auto on a GPU is f16 for an f16 checkpoint, bf16
   // otherwise, so that no weight is rounded before it is used.

@@ -96,7 +96,7 @@ class DecodeCommand final : public Command {
 void DecodeCommand::run() {
   Report report("engine decode");
   report["options"] = parsed_options(*app_);
-  const std::unique_ptr<WeightSource> source = open_model(model_);
+  const std::unique_ptr<WeightSource> source = open_model(model_, device_.checked_threads());
   ModelConfig config = source->config();
   config.torch_dtype = tensor_dtype(dtype_);
   report["model"] = source->describe();

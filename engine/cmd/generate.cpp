@@ -78,9 +78,10 @@ class GenerateCommand final : public Command {
   [[nodiscard]] std::vector<std::int32_t> prompt_ids(const ModelConfig& config,
                                                      const Tokenizer* tokenizer) const;
   [[nodiscard]] DecoderOptions decoder_options(const WeightSource& source, const Ops& ops) const;
-  // Continues the prompt once for each sample; returns the seconds that the steps took.
+  // Continues the prompt once for each sample; returns the seconds that the steps took and adds
+  // their number to `steps`.
   double generate(Decoder& decoder, std::span<const std::int32_t> prompt, std::span<Sample> samples,
-                  std::uint64_t seed, bool stream) const;
+                  std::uint64_t seed, bool stream, std::int64_t& steps) const;
   void write_tokens(std::vector<std::vector<std::int32_t>> all) const;
 
   CLI::App* app_ = nullptr;
@@ -198,7 +199,8 @@ void GenerateCommand::write_tokens(std::vector<std::vector<std::int32_t>> all) c
 }
 
 double GenerateCommand::generate(Decoder& decoder, std::span<const std::int32_t> prompt,
-                                 std::span<Sample> samples, std::uint64_t seed, bool stream) const {
+                                 std::span<Sample> samples, std::uint64_t seed, bool stream,
+                                 std::int64_t& steps) const {
   const auto take = [&](std::int64_t first, std::int64_t count) {
     const std::vector<std::int32_t> ids = decoder.tokens(first, count);
     for (std::size_t b = 0; b < samples.size(); ++b) {
@@ -223,6 +225,7 @@ double GenerateCommand::generate(Decoder& decoder, std::span<const std::int32_t>
     take(first, count);
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  steps += decoder.sampled() - 1;
   for (Sample& s : samples) {
     const std::string rest = s.flush();
     if (stream) print(rest);
@@ -234,7 +237,7 @@ void GenerateCommand::run() {
   check();
   Report report("engine generate");
   report["options"] = parsed_options(*app_);
-  const std::unique_ptr<WeightSource> source = open_model(model_);
+  const std::unique_ptr<WeightSource> source = open_model(model_, device_.checked_threads());
   const ModelConfig& config = source->config();
   const std::unique_ptr<Tokenizer> tokenizer = model_tokenizer(*source);
   const std::vector<std::int32_t> prompt = prompt_ids(config, tokenizer.get());
@@ -261,7 +264,7 @@ void GenerateCommand::run() {
   const bool stream = tokenizer != nullptr && samples_ == 1 && text_out_.empty();
   std::vector<std::vector<std::int32_t>> all;
   std::string texts;
-  std::int64_t generated = 0;
+  std::int64_t generated = 0, steps = 0;
   double step_seconds = 0;
   {
     std::optional<Progress> progress;  // not beside streamed text
@@ -272,8 +275,8 @@ void GenerateCommand::run() {
       const std::int64_t count = std::min(options.batch, samples_ - first);
       std::vector<Sample> samples;
       for (std::int64_t b = 0; b < count; ++b) samples.emplace_back(tokenizer.get(), eos);
-      step_seconds +=
-          generate(*decoder, prompt, samples, seed_ + static_cast<std::uint64_t>(first), stream);
+      step_seconds += generate(*decoder, prompt, samples, seed_ + static_cast<std::uint64_t>(first),
+                               stream, steps);
       for (const Sample& s : samples) {
         std::vector<std::int32_t>& ids = all.emplace_back(prompt);
         ids.insert(ids.end(), s.ids().begin(), s.ids().end());
@@ -301,7 +304,9 @@ void GenerateCommand::run() {
   report["prompt_tokens"] = prompt.size();
   report["generated_tokens"] = generated;
   report["tokens_per_s"] = static_cast<double>(generated) / seconds;
-  // Of the steps alone: the first token of each sample comes with the prompt.
+  report["steps"] = steps;
+  // Of the steps alone: the first token of each sample comes with the prompt. A step that ran for
+  // samples that had ended, or beyond an end, counts with its time but not with a token.
   const std::int64_t stepped = generated - samples_;
   if (stepped > 0) report["step_tokens_per_s"] = static_cast<double>(stepped) / step_seconds;
   if (traced) report["ops"] = traced->to_json();

@@ -107,7 +107,7 @@ void QuantizeCommand::run() {
   }
   const std::filesystem::path out(out_);
   if (!plan_only_) check_writable("--out", out_);
-  const std::unique_ptr<WeightSource> source = open_model(model_);
+  const std::unique_ptr<WeightSource> source = open_model(model_, device_.checked_threads());
   if (source->describe()["kind"] == "packed") {
     throw Error(ErrorCode::usage,
                 model_ + ": expected a dense checkpoint, found a packed model (decode it first)");

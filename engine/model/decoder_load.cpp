@@ -95,8 +95,11 @@ void Decoder::load(Arena& arena) {
   if (!config().tie_embeddings) source_.load_dense("lm_head.weight", loader, head_.dense);
   source_.load_dense("norm.weight", loader, final_norm_);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    load_norms(source_, static_cast<std::int64_t>(i), loader, blocks_[i]);
+  }
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
     check_interrupt();
-    load_block(source_, static_cast<std::int64_t>(i), loader, blocks_[i]);
+    load_linears(source_, static_cast<std::int64_t>(i), loader, blocks_[i]);
   }
   if (!arena.is_measuring()) ops_.synchronize();
 }

@@ -3,9 +3,8 @@
 #include "engine/model/packed_install.h"
 
 namespace engine {
-namespace {
 
-void check(const SchemeOptions& o, const ModelConfig& config) {
+void check_scheme(const SchemeOptions& o, const ModelConfig& config) {
   if (o.bits < 1 || o.bits > 8) {
     throw Error(ErrorCode::usage, "bits: expected 1 to 8, found " + std::to_string(o.bits));
   }
@@ -25,11 +24,13 @@ void check(const SchemeOptions& o, const ModelConfig& config) {
   }
 }
 
+namespace {
+
 class QuantizedOnLoad final : public WeightSource {
  public:
   QuantizedOnLoad(WeightSource& source, const SchemeOptions& options)
       : source_(source), grid_(options.grid()) {
-    check(options, source.config());
+    check_scheme(options, source.config());
   }
 
   [[nodiscard]] const ModelConfig& config() const override { return source_.config(); }

@@ -26,9 +26,13 @@ struct SchemeOptions {
   }
 };
 
+// Throws Error(usage) unless bits are 1 to 8 and the group is one that packed kernels know and that
+// divides the inputs of every linear.
+void check_scheme(const SchemeOptions& options, const ModelConfig& config);
+
 // `source` with every linear quantized as it is loaded, packed or decoded to the same values.
-// Everything else passes through. `source` must outlive the result. Throws Error(usage) for options
-// that have no packed kernel or a group that does not divide the inputs of a linear.
+// Everything else passes through. `source` must outlive the result. Throws as
+// check_scheme() does.
 [[nodiscard]] std::unique_ptr<WeightSource> quantize_on_load(WeightSource& source,
                                                              const SchemeOptions& options);
 

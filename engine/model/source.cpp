@@ -157,20 +157,29 @@ std::vector<std::string> dense_names(const ModelConfig& config) {
   return names;
 }
 
-void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out) {
+namespace {
+
+void check_finite(Loader& loader, const std::string& name, const View& v) {
+  if (loader.arena().is_measuring()) return;
+  const std::int64_t bad = loader.ops().count_nonfinite(v);
+  if (bad != 0) {
+    throw Error(ErrorCode::numeric, name + ": expected finite weights, found " +
+                                        std::to_string(bad) + " NaN or infinite values");
+  }
+}
+
+}  // namespace
+
+void load_norms(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out) {
   const std::string prefix = "layers." + std::to_string(layer) + ".";
-  const auto check = [&](const std::string& name, const View& v) {
-    if (loader.arena().is_measuring()) return;
-    const std::int64_t bad = loader.ops().count_nonfinite(v);
-    if (bad != 0) {
-      throw Error(ErrorCode::numeric, name + ": expected finite weights, found " +
-                                          std::to_string(bad) + " NaN or infinite values");
-    }
-  };
   source.load_dense(prefix + "input_layernorm.weight", loader, out.attn_norm);
-  check(prefix + "input_layernorm.weight", out.attn_norm);
+  check_finite(loader, prefix + "input_layernorm.weight", out.attn_norm);
   source.load_dense(prefix + "post_attention_layernorm.weight", loader, out.mlp_norm);
-  check(prefix + "post_attention_layernorm.weight", out.mlp_norm);
+  check_finite(loader, prefix + "post_attention_layernorm.weight", out.mlp_norm);
+}
+
+void load_linears(WeightSource& source, std::int64_t layer, Loader& loader,
+                  const BlockWeights& out) {
   std::vector<Site> packed_sites;
   std::vector<PackedWeight> packed;
   for (const Site s : all_sites) {
@@ -179,13 +188,18 @@ void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const 
       packed.push_back(out[s].packed);
     } else {
       source.load_linear(layer, s, loader, out[s].dense);
-      check(linear_name(layer, s), out[s].dense);
+      check_finite(loader, linear_name(layer, s), out[s].dense);
     }
   }
   if (!packed.empty()) source.load_packed(layer, packed_sites, loader, packed);
 }
 
-std::unique_ptr<WeightSource> open_model(const std::string& model) {
+void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out) {
+  load_norms(source, layer, loader, out);
+  load_linears(source, layer, loader, out);
+}
+
+std::unique_ptr<WeightSource> open_model(const std::string& model, int threads) {
   constexpr std::string_view synthetic = "synthetic:";
   if (model.starts_with(synthetic)) return open_synthetic(model.substr(synthetic.size()));
   const std::filesystem::path path(model);
@@ -198,7 +212,7 @@ std::unique_ptr<WeightSource> open_model(const std::string& model) {
                       ": expected a model directory, a .qw file or synthetic:NAME; give the "
                       "directory that holds this file");
     }
-    return open_packed(path);
+    return open_packed(path, threads);
   }
   throw Error(ErrorCode::io, model +
                                  ": no such file or directory (expected a model directory, a "

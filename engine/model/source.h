@@ -129,13 +129,19 @@ void require_packed(const WeightSource& source);
 // Norms and all linears of one block. Runs on a measuring arena too. Throws Error(numeric) naming a
 // tensor with NaN or infinity.
 void load_block(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out);
+// Its two halves. Norms wait for the device and packed linears do not, so a caller that loads many
+// blocks loads all norms first.
+void load_norms(WeightSource& source, std::int64_t layer, Loader& loader, const BlockWeights& out);
+void load_linears(WeightSource& source, std::int64_t layer, Loader& loader,
+                  const BlockWeights& out);
 
-// `model` is a directory, a .qw file or "synthetic:NAME".
-std::unique_ptr<WeightSource> open_model(const std::string& model);
+// `model` is a directory, a .qw file or "synthetic:NAME". `threads` decode the planes of a packed
+// file; 0: all.
+std::unique_ptr<WeightSource> open_model(const std::string& model, int threads = 0);
 
 // The parts, for callers that know what they have.
 std::unique_ptr<WeightSource> open_checkpoint(const std::filesystem::path& directory);
-std::unique_ptr<WeightSource> open_packed(const std::filesystem::path& file);
+std::unique_ptr<WeightSource> open_packed(const std::filesystem::path& file, int threads = 0);
 std::unique_ptr<WeightSource> open_synthetic(const std::string& name);
 
 }  // namespace engine

@@ -16,8 +16,11 @@ constexpr std::int64_t max_stage_bytes = 160 << 20;
 
 class PackedSource final : public WeightSource {
  public:
-  explicit PackedSource(const std::filesystem::path& file)
-      : reader_(file), model_(read_packed_model(reader_)) {}
+  PackedSource(const std::filesystem::path& file, int threads)
+      : reader_(file),
+        model_(read_packed_model(reader_)),
+        threads_(threads > 0 ? static_cast<unsigned>(threads)
+                             : std::max(1U, std::thread::hardware_concurrency())) {}
 
   [[nodiscard]] const ModelConfig& config() const override { return model_.config; }
   [[nodiscard]] Json describe() const override {
@@ -75,8 +78,9 @@ class PackedSource final : public WeightSource {
   }
   void load_packed(std::int64_t layer, std::span<const Site> sites, Loader& loader,
                    std::span<const PackedWeight> out) override {
-    // As many linears at a time as fit a stage, at least one: their planes are decoded while the
-    // device still works on those before.
+    // As many linears at a time as fit a stage, at least one: their planes are decoded side by
+    // side. What follows is only queued, so unless the caller waits in between (load_norms() does)
+    // the device works on one stage while the next is decoded.
     for (std::size_t first = 0; first < sites.size();) {
       std::vector<StagedLinear> staged;
       std::int64_t bytes = 0;
@@ -139,7 +143,7 @@ class PackedSource final : public WeightSource {
     const auto size = [&](const Task& t) { return reader_.planes()[t.plane].raw_bytes; };
     std::stable_sort(tasks.begin(), tasks.end(),
                      [&](const Task& a, const Task& b) { return size(a) > size(b); });
-    if (!pool_) pool_ = std::make_unique<ThreadPool>(0);
+    if (!pool_) pool_ = std::make_unique<ThreadPool>(static_cast<int>(threads_));
     pool_->run(static_cast<std::int64_t>(tasks.size()), 1, [&](std::int64_t i, std::int64_t) {
       const Task& task = tasks[static_cast<std::size_t>(i)];
       const PlaneInfo& info = reader_.planes()[task.plane];
@@ -166,14 +170,14 @@ class PackedSource final : public WeightSource {
 
   PackedReader reader_;
   PackedModel model_;
-  unsigned threads_ = std::max(1U, std::thread::hardware_concurrency());
+  unsigned threads_;
   std::unique_ptr<ThreadPool> pool_;  // made for the first packed block
 };
 
 }  // namespace
 
-std::unique_ptr<WeightSource> open_packed(const std::filesystem::path& file) {
-  return std::make_unique<PackedSource>(file);
+std::unique_ptr<WeightSource> open_packed(const std::filesystem::path& file, int threads) {
+  return std::make_unique<PackedSource>(file, threads);
 }
 
 }  // namespace engine

@@ -37,7 +37,8 @@ class PackedOps {
   // expand (and the matrix kernel for two terms) rounds it to x's dtype, and a codebook's entries
   // are rounded to x's dtype before they are scaled. The vector kernel takes x, for affine weights
   // of 2, 3, 4 and 8 bits on a GPU, as multiples of a power of two: each 128 columns of a row to
-  // 2^-15 of their largest magnitude, which keeps bf16 values of at least 1/128 of it. Rounded once
+  // 2^-15 of their largest magnitude, which keeps bf16 values of at least 1/64 of it; a NaN or
+  // infinity among them makes the outputs of the row NaN. Rounded once
   // on store; adding to a 16-bit out may round the product first. workspace u8 [1,
   // packed_workspace_bytes] at a multiple of 256 bytes.
   virtual void packed_matmul(View x, const PackedWeight& w, View out, bool accumulate,

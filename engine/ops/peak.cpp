@@ -8,19 +8,24 @@ namespace {
 
 constexpr int warm_up = 2;
 
+int runs_on(const Ops& ops) { return ops.kind() == DeviceKind::cuda ? 9 : 5; }
+
+double median_of(std::vector<double>& values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
 // The median time of `work` on the device.
 template <class Work>
 double median_ms(Ops& ops, const Work& work) {
-  const int runs = ops.kind() == DeviceKind::cuda ? 9 : 5;
   std::vector<double> ms;
-  for (int i = 0; i < warm_up + runs; ++i) {
+  for (int i = 0; i < warm_up + runs_on(ops); ++i) {
     const std::int64_t start = ops.mark();
     work();
     const std::int64_t end = ops.mark();
     if (i >= warm_up) ms.push_back(ops.elapsed_ms(start, end));
   }
-  std::sort(ms.begin(), ms.end());
-  return ms[ms.size() / 2];
+  return median_of(ms);
 }
 
 // `wanted` bytes, or less where memory is scarce.
@@ -69,12 +74,22 @@ double measured_read_bandwidth(Ops& ops, Ledger& ledger) {
   const std::int64_t part = std::max<std::int64_t>(1, rows / 4);
   const auto time = [&](std::int64_t n) {
     const View v = buffer.view().row_range(0, n);
-    return median_ms(ops, [&] { static_cast<void>(ops.count_nonfinite(v)); });
+    const std::int64_t start = ops.mark();
+    static_cast<void>(ops.count_nonfinite(v));
+    const std::int64_t end = ops.mark();
+    return ops.elapsed_ms(start, end);
   };
-  const double whole = time(rows);
-  const double quarter = time(part);
+  // Both lengths in turns, so that what changes slowly (clocks, other load) meets both.
+  std::vector<double> wholes, differences;
+  for (int i = 0; i < warm_up + runs_on(ops); ++i) {
+    const double long_ms = time(rows), short_ms = time(part);
+    if (i < warm_up) continue;
+    wholes.push_back(long_ms);
+    differences.push_back(long_ms - short_ms);
+  }
+  const double whole = median_of(wholes), difference = median_of(differences);
   const auto counted = static_cast<double>((rows - part) * cols * 2);
-  if (whole > quarter) return counted / ((whole - quarter) * 1e-3);
+  if (difference > 0) return counted / (difference * 1e-3);
   // A disturbed measurement: the plain quotient is an honest lower bound.
   return static_cast<double>(rows * cols * 2) / (whole * 1e-3);
 }

@@ -13,7 +13,8 @@ namespace engine {
 [[nodiscard]] double measured_copy_bandwidth(Ops& ops, Ledger& ledger);
 
 // Bytes per second of reading alone: count_nonfinite over bf16 elements far beyond any cache. From
-// the difference between two lengths, so that what a call costs by itself does not count.
+// the difference between two lengths, the median of several pairs, so that what a call costs by
+// itself does not count.
 [[nodiscard]] double measured_read_bandwidth(Ops& ops, Ledger& ledger);
 
 }  // namespace engine

@@ -19,7 +19,7 @@ struct QuantizeJob;
 
 // Compressing and writing happen on a thread behind the driver, in the order of the calls; the
 // bytes that wait are counted in the job's ledger and bounded. An error there comes out of a later
-// call, settle() or finish() at the latest.
+// call, settle_for_resume() or finish() at the latest.
 class ModelWriter {
  public:
   // Starts job.out, or with job.resume continues it. Throws Error(mismatch) if the unfinished file

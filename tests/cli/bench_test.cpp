@@ -108,6 +108,14 @@ TEST(BenchLatency, FiguresAreCompleteAndConsistent) {
   EXPECT_EQ(rows[1].at("kv_bytes"), 3 * rows[0].at("kv_bytes").get<std::int64_t>());
 }
 
+TEST(BenchLatency, OneStepIsEnough) {
+  const Json json = report_of({"latency", "--model", tiny_llama3(), "--prompt", "4", "--steps", "1",
+                               "--batch", "1", "--repeat", "1"});
+  ASSERT_TRUE(json.contains("latency"));
+  EXPECT_FALSE(json.contains("incomplete"));
+  expect_decoding_row(json.at("latency").at(0), json.at("ceilings"), 4);
+}
+
 TEST(BenchLatency, FewerBitsAreFewerBytes) {
   const Arguments common = {"latency", "--model", tiny_llama3(), "--prompt", "8", "--steps",
                             "4",       "--batch", "1",           "--repeat", "1"};
@@ -259,19 +267,24 @@ TEST(BenchTable6, EveryMethodHasItsRow) {
 }
 
 TEST(BenchTable6, PublishedRowsBelongToTheirMethodAndShape) {
-  const PaperRow* row = find_paper_row("gptq", synthetic_config("llama3-8b"));
+  const PaperRow* row = find_paper_row("gptq", synthetic_config("llama3-8b"), 4);
   ASSERT_NE(row, nullptr);
   EXPECT_EQ(row->model, "llama3-8b");
   EXPECT_EQ(row->minutes, 19);
-  row = find_paper_row("smoothquant", synthetic_config("llama2-7b"));
+  EXPECT_EQ(published_speed(*row, 128), 61.2);
+  EXPECT_EQ(published_speed(*row, 64), std::nullopt);
+  // Other widths were not published.
+  EXPECT_EQ(find_paper_row("gptq", synthetic_config("llama3-8b"), 2), nullptr);
+  EXPECT_EQ(find_paper_row("gptq", synthetic_config("llama3-8b"), 8), nullptr);
+  row = find_paper_row("smoothquant", synthetic_config("llama2-7b"), 4);
   ASSERT_NE(row, nullptr);
   EXPECT_EQ(row->memory_gb, 13.5);
   EXPECT_FALSE(row->token_per_s.has_value());
-  EXPECT_EQ(find_paper_row("rtn", synthetic_config("llama3-8b")), nullptr);
-  EXPECT_EQ(find_paper_row("gptq", synthetic_config("llama3-70b")), nullptr);
-  EXPECT_EQ(find_paper_row("gptq", synthetic_config("llama-7b")), nullptr);
+  EXPECT_EQ(find_paper_row("rtn", synthetic_config("llama3-8b"), 4), nullptr);
+  EXPECT_EQ(find_paper_row("gptq", synthetic_config("llama3-70b"), 4), nullptr);
+  EXPECT_EQ(find_paper_row("gptq", synthetic_config("llama-7b"), 4), nullptr);
   for (const PaperRow& known : paper_table6) {
-    EXPECT_EQ(find_paper_row(known.method, synthetic_config(known.model)), &known);
+    EXPECT_EQ(find_paper_row(known.method, synthetic_config(known.model), 4), &known);
   }
 }
 
@@ -288,6 +301,14 @@ TEST(BenchTable6, KeepsItsFilesOnlyIfAsked) {
   EXPECT_EQ(again.exit_code, 2);
   EXPECT_NE(again.err.find("already there"), std::string::npos) << again.err;
   EXPECT_EQ(contents(d.path()), kept);
+  // The second file is enough to refuse, before the first method runs.
+  fs::remove(d.path() / "table6.rtn.b4g64.qw");
+  const Outcome second = run_program(table6(d.path(), {"--device", "cpu"}), bench_limits());
+  EXPECT_EQ(second.exit_code, 2);
+  EXPECT_EQ(second.out, "");
+  EXPECT_NE(second.err.find("table6.gptq.b4g64.qw: already there"), std::string::npos)
+      << second.err;
+  EXPECT_EQ(contents(d.path()).size(), 1U);
 }
 
 TEST(BenchTable6, AnInterruptedRunLeavesNothing) {
@@ -306,6 +327,33 @@ TEST(BenchTable6, AnInterruptedRunLeavesNothing) {
     if (outcome.exit_code == 0) continue;
     EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
     EXPECT_EQ(outcome.err.rfind("bench: error: ", 0), 0U) << outcome.err;
+    return;
+  }
+  FAIL() << "every run was over before it could be interrupted";
+}
+
+TEST(BenchTable6, AnInterruptedRunReportsTheRowsItHas) {
+  for (int samples = 64; samples <= 1024; samples *= 4) {
+    const TemporaryDirectory d, reports;
+    const fs::path file = reports.path() / "report.json";
+    Arguments arguments = table6(d.path(), {"--device", "cpu", "--report", file});
+    *(std::find(arguments.begin(), arguments.end(), "--samples") + 1) = std::to_string(samples);
+    Program program(arguments, bench_limits());
+    if (!program.runs_until_exists(d.path() / "table6.gptq.b4g64.qw.partial")) continue;
+    program.send(SIGINT);
+    const Outcome outcome = program.wait();
+    ASSERT_FALSE(outcome.timed_out);
+    EXPECT_TRUE(contents(d.path()).empty());
+    if (outcome.exit_code == 0) continue;
+    EXPECT_EQ(outcome.exit_code, 130) << outcome.err;
+    EXPECT_NE(outcome.out.find("| rtn"), std::string::npos) << outcome.out;
+    EXPECT_EQ(outcome.out.find("| gptq"), std::string::npos) << outcome.out;
+    const Json json = Json::parse(read_bytes(file));
+    ASSERT_EQ(json.at("table6").size(), 1U);
+    EXPECT_EQ(json.at("table6").at(0).at("method"), "rtn");
+    EXPECT_EQ(json.at("incomplete").at("missing"), Json::array({"gptq"}));
+    EXPECT_NE(json.at("incomplete").at("error").get<std::string>().find("interrupted"),
+              std::string::npos);
     return;
   }
   FAIL() << "every run was over before it could be interrupted";
@@ -349,11 +397,14 @@ TEST(BenchUsage, EndsInOneLine) {
       {{"kernels", "--json", "."}, "--json"},
       {{"kernels", "--max-rows", "8"}, "--crossover"},
       {{"kernels", "--crossover", "--json", "x"}, "--json"},
+      {{"kernels", "--crossover", "--list"}, "--list"},
       {{"memory", "--model", tiny, "--batch", "1,2"}, "--batch"},
       {{"memory", "--model", "synthetic:none"}, "tiny-test"},
       {{"load", "--model", tiny, "--repeat", "-3"}, "--repeat"},
       {{"table6", "--model", tiny, "--methods", "rtm", "--device", "cpu"}, "rtn, gptq"},
       {{"table6", "--model", tiny, "--methods", "rtn,", "--device", "cpu"}, "--methods"},
+      {{"table6", "--model", tiny, "--methods", "rtn,gptq,rtn", "--device", "cpu"}, "rtn twice"},
+      {{"table6", "--model", tiny, "--methods", "rtn", "--group", "16", "--device", "cpu"}, "16"},
       {{"table6", "--model", tiny, "--methods", "gptq", "--device", "cpu"}, "--calib"},
       {{"table6", "--model", tiny, "--methods", "rtn", "--workdir", "no/such"}, "--workdir"},
       {{"table6", "--model", tiny, "--methods", "rtn", "--group", "96", "--device", "cpu"}, "96"},

@@ -62,6 +62,7 @@ TEST_F(Generate, PackedAndDecodedWriteTheSameText) {
   EXPECT_EQ(packed.report.at("kv_bits"), 32);
   EXPECT_GT(packed.report.at("step_tokens_per_s").get<double>(), 0.0);
   EXPECT_EQ(packed.report.at("generated_tokens"), 20);
+  EXPECT_EQ(packed.report.at("steps"), 19);  // the first token comes with the prompt
   // A checkpoint is dense.
   EXPECT_EQ(generated(tiny_llama3(), {}).report.at("exec"), "decoded");
 }

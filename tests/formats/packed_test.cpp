@@ -313,6 +313,29 @@ TEST_F(Packed, AKeptFileEndsWhereItsCheckpointDoes) {
   EXPECT_TRUE(PackedWriter::resume(path_, small_chunks()).has_value());
 }
 
+// Nobody knows then whether the new journal, which describes more, is already in place.
+TEST_F(Packed, AFailedCheckpointCutsNothing) {
+  const fs::path partial = path_.string() + ".partial", journal = path_.string() + ".journal";
+  const fs::path aside = path_.string() + ".aside";
+  PackedWriter writer(path_, small_chunks());
+  writer.keep_for_resume();
+  writer.add_plane("a", random_bytes(1000, 1));
+  writer.checkpoint(1);
+  writer.add_plane("b", random_bytes(1000, 2));
+  const std::uintmax_t size = fs::file_size(partial);
+  fs::rename(journal, aside);
+  fs::create_directory(journal);  // nothing can be renamed to it
+  EXPECT_THROW(writer.checkpoint(2), IoError);
+  ASSERT_TRUE(fs::exists(partial));
+  EXPECT_EQ(fs::file_size(partial), size);
+  fs::remove(journal);
+  fs::rename(aside, journal);
+  const auto resumed = PackedWriter::resume(path_, small_chunks());
+  ASSERT_TRUE(resumed.has_value());
+  EXPECT_EQ(resumed->state, 1);
+  EXPECT_EQ(resumed->writer.planes().size(), 1U);
+}
+
 TEST_F(Packed, OneWriterAtATime) {
   PackedWriter writer(path_, small_chunks());
   writer.checkpoint(1);

@@ -177,6 +177,13 @@ std::vector<ProductCase> product_cases() {
   large(64, 14336, eight, 9, PackedKernel::vector, DType::bf16);
   large(64, 14336, book, 2, PackedKernel::vector, DType::bf16);
   large(64, 14336, book, 200, PackedKernel::matrix, DType::bf16);
+  // More row tiles than a GPU has blocks for at once, for every kind of kernel and number of rows.
+  std::int64_t m = 1;
+  for (const Kind& k : all_kinds) {
+    const DType x = m % 2 == 0 ? DType::f16 : DType::bf16;
+    large(32 * 132 * 3 + 17, 256, k, m, PackedKernel::vector, x);
+    m = m % 16 + 5;
+  }
   return cases;
 }
 
