@@ -89,10 +89,10 @@ TEST(Decoding, RecordedStepsAreTheUnrecordedOnes) {
   }
 }
 
-// In bf16 the decoded weights are rounded and the packed ones are not. That moves the loss of a
-// token by some percent at random, so all of the text is needed to hold the mean to 1e-3: on a GPU
-// 15 windows of 2048 tokens. Two bits take small groups: with large ones this model's perplexity is
-// above 400, where its logits are noise and answer to any rounding.
+// In bf16 the decoded weights are rounded and the packed ones are not. That moves the loss of a token
+// by some percent at random, so the mean needs many tokens to hold to 1e-3: all 64 windows of 512 on a
+// GPU. Two bits take small groups: with large ones this model's perplexity is above 400, where its
+// logits are noise and answer to any rounding.
 TEST(Decoding, PackedPerplexityIsTheDecodedOne) {
   Ops& ops = *sides().subject_ops;
   const DType dtype = ops.kind() == DeviceKind::cpu ? DType::f32 : DType::bf16;
