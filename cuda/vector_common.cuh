@@ -441,13 +441,17 @@ struct VectorSource {
 constexpr int barrier_full = 1;  // + buffer
 constexpr int barrier_free = 3;  // + buffer
 constexpr int barrier_finish = 5;
+// A diverged warp would be counted once for each of its parts, so it meets first.
 __device__ inline void barrier_sync(int id) {
+  __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(vector_threads) : "memory");
 }
 __device__ inline void barrier_arrive(int id) {
+  __syncwarp();
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(vector_threads) : "memory");
 }
 __device__ inline void barrier_finishers() {
+  __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"n"(barrier_finish), "n"(vector_finishers) : "memory");
 }
 

@@ -399,7 +399,6 @@ __global__ void __launch_bounds__(vector_threads, 1)
         if (column < args.rows) mine[column * 16 + e / 2 * 8] = acc[n][e];
       }
     }
-    __syncwarp();
     barrier_arrive(barrier_full + buffer);
   }
 }

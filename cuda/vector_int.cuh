@@ -423,7 +423,6 @@ __global__ void __launch_bounds__(vector_threads, 1)
         }
       }
     }
-    __syncwarp();
     barrier_arrive(barrier_full + buffer);
   }
 }
