@@ -8,8 +8,7 @@ namespace engine {
 
 // What a chained kernel reads before it waits, weights and norms, must be complete by then: an op
 // that writes such things ends with seal(), because the launch after next does not overlap with it.
-inline __global__ void seal_kernel() {}
-inline void seal(cudaStream_t stream) { launch("seal", seal_kernel, 1, 1, 0, stream); }
+void seal(cudaStream_t stream);
 
 // As `launch`, for kernels that call chain_wait() (cuda/chain.cuh) on every path before they touch
 // anything that another kernel of the stream writes.

@@ -240,7 +240,7 @@ void packed_gemm(View x, const PackedWeight& w, View out, bool accumulate, int m
   }
 }
 
-std::int64_t packed_gemm_workspace_bytes(const PackedShape& shape, std::int64_t m, DType,
+std::int64_t packed_gemm_workspace_bytes(const PackedShape& shape, std::int64_t m,
                                          int multiprocessors) {
   if (m <= 0) return 0;
   const Plan plan = make_plan(shape, m, multiprocessors);

@@ -15,7 +15,7 @@ namespace engine {
 // workspace u8 [1, packed_gemm_workspace_bytes] at a multiple of 256 bytes.
 void packed_gemm(View x, const PackedWeight& w, View out, bool accumulate, int multiprocessors,
                  View workspace, cudaStream_t stream);
-std::int64_t packed_gemm_workspace_bytes(const PackedShape& shape, std::int64_t m, DType dtype,
+std::int64_t packed_gemm_workspace_bytes(const PackedShape& shape, std::int64_t m,
                                          int multiprocessors);
 
 }  // namespace engine

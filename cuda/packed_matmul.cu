@@ -26,7 +26,7 @@ std::int64_t CudaOps::packed_workspace_bytes(const PackedShape& shape, std::int6
                                              DType dtype, PackedKernel kernel) const {
   switch (choose(kernel, shape, rows, vector_resources())) {
     case PackedKernel::matrix:
-      return packed_gemm_workspace_bytes(shape, rows, dtype, properties_.multiProcessorCount);
+      return packed_gemm_workspace_bytes(shape, rows, properties_.multiProcessorCount);
     case PackedKernel::expand:
       return shape.rows * shape.cols * static_cast<std::int64_t>(dtype_bytes(dtype));
     default:

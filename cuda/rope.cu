@@ -1,5 +1,6 @@
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/kv.cuh"
 #include "cuda/types.cuh"
 
 namespace engine {
@@ -28,16 +29,7 @@ __global__ void __launch_bounds__(threads)
     P high = *reinterpret_cast<const P*>(low_at + half);
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      const float c = round_through<T>(cos_row[j + e]);
-      const float s = round_through<T>(sin_row[j + e]);
-      const float a = to_f32(low.v[e]);
-      const float b = to_f32(high.v[e]);
-      const float ac = round_through<T>(__fmul_rn(a, c));
-      const float bs = round_through<T>(__fmul_rn(b, s));
-      const float bc = round_through<T>(__fmul_rn(b, c));
-      const float as = round_through<T>(__fmul_rn(a, s));
-      low.v[e] = from_f32<T>(__fsub_rn(ac, bs));
-      high.v[e] = from_f32<T>(__fadd_rn(bc, as));
+      rotate(low.v[e], high.v[e], cos_row[j + e], sin_row[j + e]);
     }
     *reinterpret_cast<P*>(low_at) = low;
     *reinterpret_cast<P*>(low_at + half) = high;

@@ -161,15 +161,15 @@ struct Plan {
   Shared shared;
 };
 
-// The cheapest plan, with `forced` slices if that is not 0. A ring shorter than the kernel's own
-// costs something, too; two stages are the least.
+// The cheapest plan. A ring shorter than the kernel\'s own costs something, too; two stages are the
+// least.
 Plan choose_plan(const Layout& l, std::int64_t rows, std::int64_t units, std::int64_t blocks,
-                 const VectorResources& r, int forced) {
+                 const VectorResources& r) {
   Plan best;
   std::int64_t best_cost = 0;
   if (l.integer && rows > vector_max_int_rows) return best;
   for (const int s : {1, 2, 4, 8}) {
-    if (s > blocks || (forced != 0 && s != forced)) continue;
+    if (s > blocks) continue;
     if (s > 1 && (units > r.counters.cols || units * s * rows * 32 > r.partials.cols)) continue;
     for (int stages = l.stages; stages >= 2; --stages) {
       const Shared shared = plan_shared(l, rows, blocks, s, stages);
@@ -198,7 +198,7 @@ std::int64_t units_of(const VectorProblem& p) {
 }
 
 template <class T>
-void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream, int slices) {
+void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) {
   const Linear& first = *p.segment[0].w;
   const Layout l = layout_of(first, p.x.rows);
   VectorArgs<T> a{};
@@ -222,7 +222,7 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream, 
   }
   const std::int64_t units = units_of(p);
   a.units = static_cast<int>(units);
-  const Plan plan = choose_plan(l, p.x.rows, units, a.blocks, r, slices);
+  const Plan plan = choose_plan(l, p.x.rows, units, a.blocks, r);
   REQUIRE(plan.slices > 0, "vector product of " + p.x.shape() + " does not fit the device");
   const Shared& shared = plan.shared;
   a.slices = plan.slices;
@@ -281,7 +281,7 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream, 
 
 bool vector_fits(const VectorProblem& p, const VectorResources& r) {
   const Layout l = layout_of(*p.segment[0].w, p.x.rows);
-  return choose_plan(l, p.x.rows, units_of(p), ceil_div(p.x.cols, l.block_cols), r, 0).slices > 0;
+  return choose_plan(l, p.x.rows, units_of(p), ceil_div(p.x.cols, l.block_cols), r).slices > 0;
 }
 
 bool vector_fits(const PackedShape& shape, std::int64_t rows, const VectorResources& r) {
@@ -311,8 +311,7 @@ bool vector_compatible(const Linear& a, const Linear& b) {
          a.packed.book.data == b.packed.book.data;
 }
 
-void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream,
-                    int slices) {
+void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) {
   REQUIRE(p.x.rows >= 1 && p.x.rows <= vector_max_rows && p.segments >= 1 && p.segments <= 3,
           "vector product of " + p.x.shape());
   require_cuda("vector product", {p.x});
@@ -334,10 +333,10 @@ void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream
     }
   }
   if (p.x.dtype == DType::f16) {
-    run<__half>(p, r, stream, slices);
+    run<__half>(p, r, stream);
   } else {
     REQUIRE(p.x.dtype == DType::bf16, "vector product of " + p.x.shape());
-    run<__nv_bfloat16>(p, r, stream, slices);
+    run<__nv_bfloat16>(p, r, stream);
   }
 }
 

@@ -63,8 +63,6 @@ struct VectorResources {
 [[nodiscard]] bool vector_fits(const PackedShape& shape, std::int64_t rows,
                                const VectorResources& r);
 
-// slices: the blocks that share a row's columns (1, 2, 4 or 8); 0: chosen from the shape.
-void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream,
-                    int slices = 0);
+void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream);
 
 }  // namespace engine

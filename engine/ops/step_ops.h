@@ -24,8 +24,8 @@ struct KvCache {
 };
 
 struct SampleOptions {
-  float temperature = 0;  // 0: greedy
-  float top_p = 1;        // above 0, at most 1
+  float temperature = 0;   // 0: greedy
+  float top_p = 1;         // above 0, at most 1
   std::uint64_t seed = 0;  // sequence b draws from seed + b
 };
 
@@ -59,7 +59,9 @@ class StepOps {
 
   // Causal attention of one query per sequence: row b of q and out [batch, heads * head_dim] sees
   // tokens 0 .. position[0] of sequence b. As AttnOps::attention otherwise.
-  // workspace u8 [1, attention_step_bytes], all zero before the first use with it and left so.
+  // workspace u8 [1, attention_step_bytes], zero before its first use; what an op needs zero of it
+  // is left so, and several shapes may share it. A position outside the cache is an error on the
+  // cpu and taken as the nearest inside on cuda.
   virtual void attention_step(View q, const KvCache& cache, const AttnShape& shape, View position,
                               View out, View workspace) = 0;
   [[nodiscard]] virtual std::int64_t attention_step_bytes(const AttnShape& shape,
@@ -71,7 +73,8 @@ class StepOps {
   // smallest set of most likely tokens (ties: lower id first) that reaches top_p of the mass; the
   // token at which the running sum, in that order (top_p = 1: by id), first exceeds
   // uniform_value(seed + b, sampling_stream, step[0]) * mass. Then token, history[:, step], step,
-  // position advance. A row with NaN or infinity counts in `bad` and yields token 0.
+  // position advance; a token beyond the columns of history is not kept there. A row with NaN or
+  // infinity counts in `bad` and yields token 0.
   // workspace u8 [1, sample_step_bytes].
   virtual void sample_step(View logits, const SampleOptions& options, const StepState& state,
                            View workspace) = 0;

@@ -89,13 +89,15 @@ TEST(Decoding, RecordedStepsAreTheUnrecordedOnes) {
   }
 }
 
-// In bf16 the decoded weights are rounded and the packed ones are not. That moves the loss of a token
-// by some percent at random, so the mean needs many tokens to hold to 1e-3: all 64 windows of 512 on a
-// GPU. Two bits take small groups: with large ones this model's perplexity is above 400, where its
-// logits are noise and answer to any rounding.
+// In bf16 the decoded weights are rounded and the packed ones are not. That moves the loss of a
+// token by some percent at random, so the mean needs many tokens to hold to 1e-3: all 64 windows of
+// 512 on a GPU. Two bits take small groups: with large ones this model's perplexity is above 400,
+// where its logits are noise and answer to any rounding. In f32 on a CPU only the order of sums
+// differs.
 TEST(Decoding, PackedPerplexityIsTheDecodedOne) {
   Ops& ops = *sides().subject_ops;
   const DType dtype = ops.kind() == DeviceKind::cpu ? DType::f32 : DType::bf16;
+  const double tolerance = ops.kind() == DeviceKind::cpu ? 1e-5 : 1e-3;
   const auto source = open_checkpoint(data);
   const TokenWindows tokens = ops.kind() == DeviceKind::cpu
                                   ? token_rows(data / "heldout.safetensors", 0, 1, 512)
@@ -120,7 +122,7 @@ TEST(Decoding, PackedPerplexityIsTheDecodedOne) {
     for (const PackedKernel kernel : {PackedKernel::automatic, PackedKernel::vector,
                                       PackedKernel::matrix, PackedKernel::expand}) {
       const double packed = perplexity_of(Exec::packed, kernel);
-      EXPECT_TRUE(std::abs(packed / decoded - 1) <= 1e-3)
+      EXPECT_TRUE(std::abs(packed / decoded - 1) <= tolerance)
           << bits << " bits, kernel " << static_cast<int>(kernel) << ": packed " << packed
           << ", decoded " << decoded;
     }
