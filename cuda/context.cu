@@ -106,6 +106,7 @@ CudaOps::CudaOps(Ledger& ledger, int device_index) : CudaOps(device_index) {
                                        std::to_string(properties_.major) +
                                        std::to_string(properties_.minor));
   }
+  sm90_code_ = attributes.ptxVersion >= 90;
   CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   memory_ = std::make_unique<DeviceMemory>(device_name(device_index), stream_);
   pinned_ = std::make_unique<PinnedMemory>(stream_);
@@ -116,7 +117,9 @@ CudaOps::CudaOps(Ledger& ledger, int device_index) : CudaOps(device_index) {
       Buffer(*memory_, ledger, MemTag::workspace, DType::f32, 1, vector_partial_count);
   vector_counters_ =
       Buffer(*memory_, ledger, MemTag::workspace, DType::i32, 1, vector_counter_count);
+  vector_arrivals_ = Buffer(*memory_, ledger, MemTag::workspace, DType::i32, 1, vector_max_phases);
   zero(vector_counters_.view());
+  zero(vector_arrivals_.view());
   LIBRARY_TRY(cublasLtCreate(&cublas_lt_));
   LIBRARY_TRY(cublasCreate(&cublas_));
   LIBRARY_TRY(cublasSetStream(cublas_, stream_));  // before the workspace: it resets that
@@ -132,7 +135,7 @@ CudaOps::CudaOps(Ledger& ledger, int device_index) : CudaOps(device_index) {
   CUDA_TRY(cudaMemGetInfo(&free, &total));
   context_bytes_ = static_cast<std::int64_t>(total) - static_cast<std::int64_t>(free) -
                    lt_workspace_bytes - small_bytes - vector_partials_.view().bytes() -
-                   vector_counters_.view().bytes();
+                   vector_counters_.view().bytes() - vector_arrivals_.view().bytes();
 }
 
 CudaOps::~CudaOps() {
@@ -143,6 +146,7 @@ CudaOps::~CudaOps() {
   if (cusolver_ != nullptr) (void)cusolverDnDestroy(cusolver_);
   if (cublas_ != nullptr) (void)cublasDestroy(cublas_);
   if (cublas_lt_ != nullptr) (void)cublasLtDestroy(cublas_lt_);
+  vector_arrivals_ = Buffer();
   vector_counters_ = Buffer();
   vector_partials_ = Buffer();
   small_host_ = Buffer();

@@ -1,6 +1,7 @@
 // The CUDA backend: one device, one stream, one class. Kernels live in the .cu files of their
 // family. The constructor makes the device current in the calling thread; one CudaOps is used from
-// that one thread, and outlives every Buffer and Arena taken from its memories.
+// that one thread, and outlives every Buffer and Arena taken from its memories. Only one of them may
+// decode on a device at a time (vector_chain, cuda/vector.h).
 #pragma once
 
 #include <cublasLt.h>
@@ -97,6 +98,7 @@ class CudaOps final : public Ops {
   void qkv_step(const QkvStep& s) override;
   void gate_up(const GateUp& s) override;
   void norm_linear(const NormLinear& s) override;
+  void block_tail(const BlockTail& s) override;
   void linear(View x, const Linear& w, View out, bool accumulate, View workspace,
               PackedKernel kernel) override;
 
@@ -119,11 +121,16 @@ class CudaOps final : public Ops {
 
  private:
   [[nodiscard]] VectorResources vector_resources() const;
+  // Computes p by a streaming kernel; false if none can.
+  [[nodiscard]] bool stream_product(const VectorProblem& p);
+  // The same in one launch for problems that follow each other.
+  [[nodiscard]] bool stream_chain(const VectorProblem& first, const VectorProblem& second);
 
   explicit CudaOps(int device_index);  // nothing acquired yet; see context.cu
 
   int device_index_;
   cudaDeviceProp properties_{};
+  bool sm90_code_ = false;  // what runs was compiled for sm_90 or later
   std::int64_t context_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   cublasLtHandle_t cublas_lt_ = nullptr;
@@ -136,6 +143,7 @@ class CudaOps final : public Ops {
   Buffer small_host_;       // u8, 64 KiB pinned: where they are read back to
   Buffer vector_partials_;  // f32, partial sums of vector_product
   Buffer vector_counters_;  // i32, zero between its launches
+  Buffer vector_arrivals_;  // i32, zero between its launches
   std::unique_ptr<GemmPlans> plans_;
   std::vector<cudaEvent_t> events_;  // a ring, grown on demand
   std::int64_t marks_ = 0;           // marks made so far

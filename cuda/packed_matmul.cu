@@ -3,6 +3,7 @@
 #include "cuda/packed_gemm.h"
 #include "cuda/types.cuh"
 #include "cuda/vector.h"
+#include "cuda/vector_wide.h"
 
 namespace engine {
 namespace {
@@ -13,10 +14,13 @@ namespace {
 constexpr std::int64_t stream_max_rows = 8;
 constexpr std::int64_t matrix_max_rows = 160;
 
-PackedKernel choose(PackedKernel asked, const PackedShape& shape, std::int64_t rows,
+PackedKernel choose(PackedKernel asked, const PackedShape& shape, bool permuted, std::int64_t rows,
                     const VectorResources& resources) {
   if (asked != PackedKernel::automatic) return asked;
   if (rows <= stream_max_rows && vector_fits(shape, rows, resources)) return PackedKernel::vector;
+  if (!permuted && rows <= vector_max_rows && vector_wide_fits(shape, rows, resources)) {
+    return PackedKernel::vector;
+  }
   return rows <= matrix_max_rows ? PackedKernel::matrix : PackedKernel::expand;
 }
 
@@ -24,7 +28,8 @@ PackedKernel choose(PackedKernel asked, const PackedShape& shape, std::int64_t r
 
 std::int64_t CudaOps::packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
                                              DType dtype, PackedKernel kernel) const {
-  switch (choose(kernel, shape, rows, vector_resources())) {
+  // What a weight with a permutation needs, which may be more.
+  switch (choose(kernel, shape, true, rows, vector_resources())) {
     case PackedKernel::matrix:
       return packed_gemm_workspace_bytes(shape, rows, properties_.multiProcessorCount);
     case PackedKernel::expand:
@@ -47,7 +52,7 @@ void CudaOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumu
                           workspace.bytes() >= needed && aligned_rows(workspace, 256, 1)),
           "packed_matmul needs " + std::to_string(needed) + " bytes of workspace, got " +
               workspace.shape());
-  switch (choose(kernel, w.shape, x.rows, vector_resources())) {
+  switch (choose(kernel, w.shape, w.permutation.data != nullptr, x.rows, vector_resources())) {
     case PackedKernel::matrix:
       packed_gemm(x, w, out, accumulate, properties_.multiProcessorCount, workspace, stream_);
       break;
@@ -60,18 +65,22 @@ void CudaOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumu
     }
     default: {
       const Linear linear{View{}, w};
-      // Formats with many coefficients leave shared memory for fewer rows at a time.
-      std::int64_t stream = vector_max_rows;
-      while (stream > 1 && !vector_fits(w.shape, stream, vector_resources())) stream /= 2;
-      for (std::int64_t r = 0; r < x.rows; r += stream) {
-        const std::int64_t n = std::min(stream, x.rows - r);
+      const auto problem = [&](std::int64_t r, std::int64_t n) {
         VectorProblem p;
         p.x = x.row_range(r, n);
         const View to = out.row_range(r, n);
         p.segment[0] = {&linear, to.data, to.stride, 0};
         p.out_dtype = out.dtype;
         p.epilogue = accumulate ? VectorEpilogue::add : VectorEpilogue::store;
-        vector_product(p, vector_resources(), stream_);
+        return p;
+      };
+      if (x.rows <= vector_max_rows && stream_product(problem(0, x.rows))) return;
+      // Formats with many coefficients leave shared memory for fewer rows at a time.
+      std::int64_t stream = vector_max_rows;
+      while (stream > 1 && !vector_fits(w.shape, stream, vector_resources())) stream /= 2;
+      for (std::int64_t r = 0; r < x.rows; r += stream) {
+        const std::int64_t n = std::min(stream, x.rows - r);
+        vector_product(problem(r, n), vector_resources(), stream_);
       }
     }
   }

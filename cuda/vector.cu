@@ -15,33 +15,25 @@ struct Layout {
   bool dense = false, integer = false;
   PackedShape shape;  // packed only
   int row_tiles = 1;
-  int block_cols = 128, stages = 0, tiles = 0, parts = 0;
+  int block_cols = 128, stages = 0, parts = 0;
   std::int64_t record_bytes = 0;
+  int records = 1;  // of a stage
 };
 
 template <class C>
 void take_half(Layout& out) {
   out.block_cols = C::kBlockCols;
   out.stages = C::stages(out.row_tiles);
-  out.tiles = C::kTiles;
-  out.parts = C::kParts;
-}
-template <int B, int NT>
-void take_plan(Layout& out) {
-  using C = IntPlan<B, NT>;
-  out.integer = true;
-  out.row_tiles = NT;
-  out.stages = C::kStages;
-  out.tiles = C::kTiles;
   out.parts = C::kParts;
 }
 template <int B>
 void take_int(Layout& out, std::int64_t rows) {
-  if (rows <= 4) {
-    take_plan<B, 1>(out);
-  } else {
-    take_plan<B, 2>(out);
-  }
+  using C = IntPlan<B>;
+  out.integer = true;
+  out.row_tiles = rows <= 4 ? 1 : 2;
+  out.stages = C::kStages;
+  out.parts = C::kParts;
+  out.records = C::kRecords;
 }
 
 Layout layout_of(const Linear& w, std::int64_t rows) {
@@ -143,16 +135,21 @@ Shared plan_shared(const Layout& l, std::int64_t rows, std::int64_t blocks, int 
     s.sums = align_up(held * s.sum_row * 4, 128);
   }
   s.red = 2 * l.parts * 32 * rows * 4;
-  s.stage = align_up(l.tiles * l.record_bytes, 16);
+  s.stage = align_up(l.records * l.record_bytes, 16);
   s.ring = vector_warps * stages * s.stage;
   return s;
 }
 
-// Blocks of columns that the busiest block of the grid takes, plus what meeting another slice
-// costs.
-std::int64_t plan_cost(std::int64_t units, std::int64_t blocks, int slices, int multiprocessors) {
+// Blocks of columns that the busiest block of the grid takes, plus what converting x (integers),
+// meeting other slices and a short ring cost, in the same unit.
+std::int64_t plan_cost(const Layout& l, std::int64_t rows, std::int64_t units, std::int64_t blocks,
+                       int slices, int stages, int multiprocessors) {
   const std::int64_t columns = std::max<std::int64_t>(1, multiprocessors / slices);
-  return ceil_div(units, columns) * ceil_div(blocks, slices) + (slices > 1 ? 40 : 0);
+  const std::int64_t longest = ceil_div(blocks, slices);
+  const std::int64_t product = ceil_div(units, columns) * longest;
+  if (!l.integer) return product + (slices > 1 ? 40 : 0) + 8 * (l.stages - stages);
+  return product + (rows > 4 ? rows * longest / 6 : 0) + (slices > 1 ? 10 + 15 * slices : 0) +
+         8 * std::max(0, 4 - stages);
 }
 
 // How a launch divides columns and shared memory; slices 0: it does not fit the device.
@@ -161,7 +158,7 @@ struct Plan {
   Shared shared;
 };
 
-// The cheapest plan. A ring shorter than the kernel\'s own costs something, too; two stages are the
+// The cheapest plan. A ring shorter than the kernel's own costs something, too; two stages are the
 // least.
 Plan choose_plan(const Layout& l, std::int64_t rows, std::int64_t units, std::int64_t blocks,
                  const VectorResources& r) {
@@ -174,8 +171,7 @@ Plan choose_plan(const Layout& l, std::int64_t rows, std::int64_t units, std::in
     for (int stages = l.stages; stages >= 2; --stages) {
       const Shared shared = plan_shared(l, rows, blocks, s, stages);
       if (shared.total() > r.shared_bytes) continue;
-      const std::int64_t cost =
-          plan_cost(units, blocks, s, r.multiprocessors) + 8 * (l.stages - stages);
+      const std::int64_t cost = plan_cost(l, rows, units, blocks, s, stages, r.multiprocessors);
       if (best.slices == 0 || cost < best_cost) {
         best = {s, stages, shared};
         best_cost = cost;
@@ -197,14 +193,39 @@ std::int64_t units_of(const VectorProblem& p) {
   return units;
 }
 
+// Column blocks of a row tile.
+std::int64_t blocks_of(const Layout& l, const VectorProblem& p) {
+  return ceil_div(p.x.cols, l.block_cols);
+}
+
+// A plan for several products in one launch: none may be divided into slices, and what each needs
+// of shared memory lies at the same place. slices 0: they do not fit.
+Plan choose_common_plan(const Layout& l, std::span<const VectorProblem> problems,
+                        const VectorResources& r) {
+  if (problems.size() == 1) {
+    const VectorProblem& p = problems.front();
+    return choose_plan(l, p.x.rows, units_of(p), blocks_of(l, p), r);
+  }
+  std::int64_t widest = 0;
+  int stages = l.stages;
+  for (const VectorProblem& p : problems) {
+    const Plan alone = choose_plan(l, p.x.rows, units_of(p), blocks_of(l, p), r);
+    if (alone.slices != 1) return {};
+    stages = std::min(stages, alone.stages);
+    widest = std::max(widest, blocks_of(l, p));
+  }
+  return {1, stages, plan_shared(l, problems.front().x.rows, widest, 1, stages)};
+}
+
+// The arguments of one product; offsets in shared memory are those of the plan.
 template <class T>
-void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) {
+VectorArgs<T> make_args(const VectorProblem& p, const Layout& l, const Plan& plan,
+                        std::int64_t columns, const VectorResources& r) {
   const Linear& first = *p.segment[0].w;
-  const Layout l = layout_of(first, p.x.rows);
   VectorArgs<T> a{};
   a.rows = static_cast<int>(p.x.rows);
   a.cols = static_cast<int>(p.x.cols);
-  a.blocks = static_cast<int>(ceil_div(p.x.cols, l.block_cols));
+  a.blocks = static_cast<int>(blocks_of(l, p));
   while ((std::int64_t{32} << a.half_shift) < p.head_dim) ++a.half_shift;
   for (int i = 0; i < p.segments; ++i) {
     const VectorSegment& s = p.segment[i];
@@ -220,17 +241,14 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) 
     out.position_stride = s.position_stride;
     if (i < 2) a.segment_units[i] = static_cast<int>(ceil_div(out.tiles, 2));
   }
-  const std::int64_t units = units_of(p);
-  a.units = static_cast<int>(units);
-  const Plan plan = choose_plan(l, p.x.rows, units, a.blocks, r);
-  REQUIRE(plan.slices > 0, "vector product of " + p.x.shape() + " does not fit the device");
-  const Shared& shared = plan.shared;
+  a.units = static_cast<int>(units_of(p));
   a.slices = plan.slices;
   a.stages = plan.stages;
   a.x = static_cast<const T*>(p.x.data);
   a.x_stride = p.x.stride;
   a.norm = static_cast<const T*>(p.norm.data);
   a.eps = p.eps;
+  a.inverse_cols = 1.0F / static_cast<float>(p.x.cols);
   a.wide = aligned_rows(p.x, 16, 8) && aligned_rows(p.norm, 16, 1) &&
            first.packed.permutation.data == nullptr;
   a.permutation = static_cast<const std::int32_t*>(first.packed.permutation.data);
@@ -259,59 +277,64 @@ void run(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) 
     const int term_bits = s.kind == PackedKind::binary2 ? 1 : s.bits;
     a.constant_zero = static_cast<float>(1 << (term_bits - 1));
   }
-  a.x_row_bytes = static_cast<int>(shared.x_row);
-  a.sum_cols = static_cast<int>(shared.sum_cols);
-  a.sum_row = static_cast<int>(shared.sum_row);
+  // Whole pairs of row tiles that follow each other.
+  const bool silu = p.epilogue == VectorEpilogue::silu;
+  if (l.integer && first.rows() % (silu ? 16 : 32) == 0 && (silu || p.segments == 1) &&
+      p.epilogue != VectorEpilogue::qkv) {
+    const std::int64_t step = columns * (silu ? 1 : 2) * a.blocks * l.record_bytes;
+    if (step <= 0x7fffffff) a.unit_step = static_cast<int>(step);
+  }
+  // Rows of x lie close together in each product; where its parts begin is common to all.
+  const Shared own = plan_shared(l, p.x.rows, a.blocks, plan.slices, plan.stages);
+  const Shared& shared = plan.shared;
+  a.x_row_bytes = static_cast<int>(own.x_row);
+  while ((std::int64_t{1} << a.sum_shift) < own.sum_cols) ++a.sum_shift;
+  a.sum_row = static_cast<int>(own.sum_row);
+  a.factor_row = static_cast<int>(own.factor_row);
   a.sum_offset = static_cast<int>(shared.x);
-  a.factor_row = static_cast<int>(shared.factor_row);
   a.factor_offset = static_cast<int>(shared.x + shared.sums);
   a.red_offset = static_cast<int>(shared.x + shared.sums + shared.factors);
   a.ring_offset = static_cast<int>(shared.x + shared.sums + shared.factors + shared.red);
   a.stage_bytes = static_cast<int>(shared.stage);
   a.out_f32 = p.out_dtype == DType::f32;
   a.epilogue = p.epilogue;
-  const auto columns = std::min<std::int64_t>(units, std::max(1, r.multiprocessors / a.slices));
-  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(a.slices));
+  return a;
+}
+
+template <class T>
+void run(std::span<const VectorProblem> problems, const VectorResources& r, cudaStream_t stream) {
+  const VectorProblem& first = problems.front();
+  const Layout l = layout_of(*first.segment[0].w, first.x.rows);
+  const Plan plan = choose_common_plan(l, problems, r);
+  REQUIRE(plan.slices > 0, "vector product of " + first.x.shape() + " does not fit the device");
+  std::int64_t units = 0;
+  for (const VectorProblem& p : problems) units = std::max(units, units_of(p));
+  // Blocks that meet must all be there at once: one for each multiprocessor, of which the shared
+  // memory asked for leaves no room for a second one.
+  const auto columns = std::min<std::int64_t>(units, std::max(1, r.multiprocessors / plan.slices));
+  VectorPhases<T> all{};
+  for (const VectorProblem& p : problems) {
+    all.phase[all.phases++] = make_args<T>(p, l, plan, columns, r);
+  }
+  all.arrivals = static_cast<std::int32_t*>(r.arrivals.data);
+  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(plan.slices));
   launch_chained("vector_product", kernel_of<T>(l), grid, dim3(vector_threads),
-                 static_cast<std::size_t>(std::max(shared.total(), r.shared_bytes / 2 + 1024)),
-                 stream, a);
+                 static_cast<std::size_t>(std::max(plan.shared.total(), r.shared_bytes / 2 + 1024)),
+                 stream, all);
 }
 
-}  // namespace
-
-bool vector_fits(const VectorProblem& p, const VectorResources& r) {
-  const Layout l = layout_of(*p.segment[0].w, p.x.rows);
-  return choose_plan(l, p.x.rows, units_of(p), ceil_div(p.x.cols, l.block_cols), r).slices > 0;
-}
-
-bool vector_fits(const PackedShape& shape, std::int64_t rows, const VectorResources& r) {
-  Linear w;
-  w.packed.shape = shape;
-  VectorProblem p;
-  p.x = make_view(nullptr, DType::bf16, DeviceKind::cuda, rows, shape.cols);
-  p.segment[0].w = &w;
-  return rows <= vector_max_rows && vector_fits(p, r);
-}
-
-bool vector_takes(const Linear& w, DType dtype) {
-  if (dtype != DType::f16 && dtype != DType::bf16) return false;
-  if (w.is_packed()) return true;
-  // 16-byte copies of rows.
-  return w.dense.dtype == dtype && aligned_rows(w.dense, 16, 8);
-}
-
-bool vector_compatible(const Linear& a, const Linear& b) {
-  if (a.is_packed() != b.is_packed() || a.cols() != b.cols()) return false;
+// Whether linears can follow each other in one launch.
+bool same_format(const Linear& a, const Linear& b) {
+  if (a.is_packed() != b.is_packed()) return false;
   if (!a.is_packed()) return a.dense.dtype == b.dense.dtype;
   const PackedShape& s = a.packed.shape;
   const PackedShape& o = b.packed.shape;
   return s.kind == o.kind && s.bits == o.bits && s.group == o.group &&
          s.scale_dtype == o.scale_dtype && s.zeros == o.zeros &&
-         a.packed.permutation.data == b.packed.permutation.data &&
          a.packed.book.data == b.packed.book.data;
 }
 
-void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) {
+void check_problem(const VectorProblem& p) {
   REQUIRE(p.x.rows >= 1 && p.x.rows <= vector_max_rows && p.segments >= 1 && p.segments <= 3,
           "vector product of " + p.x.shape());
   require_cuda("vector product", {p.x});
@@ -332,12 +355,67 @@ void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream
       require_cuda("vector product", {w.dense});
     }
   }
-  if (p.x.dtype == DType::f16) {
-    run<__half>(p, r, stream);
-  } else {
-    REQUIRE(p.x.dtype == DType::bf16, "vector product of " + p.x.shape());
-    run<__nv_bfloat16>(p, r, stream);
+}
+
+}  // namespace
+
+bool vector_fits(const VectorProblem& p, const VectorResources& r) {
+  const Layout l = layout_of(*p.segment[0].w, p.x.rows);
+  return choose_plan(l, p.x.rows, units_of(p), blocks_of(l, p), r).slices > 0;
+}
+
+bool vector_fits(const PackedShape& shape, std::int64_t rows, const VectorResources& r) {
+  Linear w;
+  w.packed.shape = shape;
+  VectorProblem p;
+  p.x = make_view(nullptr, DType::bf16, DeviceKind::cuda, rows, shape.cols);
+  p.segment[0].w = &w;
+  return rows <= vector_max_rows && vector_fits(p, r);
+}
+
+bool vector_takes(const Linear& w, DType dtype) {
+  if (dtype != DType::f16 && dtype != DType::bf16) return false;
+  if (w.is_packed()) return true;
+  // 16-byte copies of rows.
+  return w.dense.dtype == dtype && aligned_rows(w.dense, 16, 8);
+}
+
+bool vector_compatible(const Linear& a, const Linear& b) {
+  return a.cols() == b.cols() && same_format(a, b) &&
+         a.packed.permutation.data == b.packed.permutation.data;
+}
+
+bool vector_chain_fits(std::span<const VectorProblem> problems, const VectorResources& r) {
+  if (problems.empty() || problems.size() > vector_max_phases) return false;
+  const VectorProblem& first = problems.front();
+  for (const VectorProblem& p : problems) {
+    if (p.x.rows != first.x.rows || p.x.dtype != first.x.dtype ||
+        !same_format(*p.segment[0].w, *first.segment[0].w)) {
+      return false;
+    }
   }
+  const Layout l = layout_of(*first.segment[0].w, first.x.rows);
+  // vector_half_kernel knows one phase.
+  if (problems.size() > 1 && (!l.integer || !r.sm90)) return false;
+  return choose_common_plan(l, problems, r).slices > 0;
+}
+
+void vector_chain(std::span<const VectorProblem> problems, const VectorResources& r,
+                  cudaStream_t stream) {
+  for (const VectorProblem& p : problems) check_problem(p);
+  REQUIRE(problems.size() == 1 || vector_chain_fits(problems, r),
+          "vector products that do not go together");
+  if (problems.front().x.dtype == DType::f16) {
+    run<__half>(problems, r, stream);
+  } else {
+    REQUIRE(problems.front().x.dtype == DType::bf16,
+            "vector product of " + problems.front().x.shape());
+    run<__nv_bfloat16>(problems, r, stream);
+  }
+}
+
+void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) {
+  vector_chain({&p, 1}, r, stream);
 }
 
 }  // namespace engine

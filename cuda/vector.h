@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <span>
 
 #include "engine/core/view.h"
 #include "engine/weight/packed_weight.h"
@@ -14,6 +15,8 @@ namespace engine {
 inline constexpr std::int64_t vector_max_rows = 16;
 // Of affine weights of 2, 3, 4 and 8 bits; vector_fits() says no to more.
 inline constexpr std::int64_t vector_max_int_rows = 8;
+// Products that one launch can compute one after another.
+inline constexpr int vector_max_phases = 4;
 
 // What becomes of the products.
 enum class VectorEpilogue : std::uint8_t {
@@ -49,8 +52,12 @@ struct VectorProblem {
 struct VectorResources {
   int multiprocessors = 0;
   std::int64_t shared_bytes = 0;  // the most that a block may have
-  View partials;                  // f32 [1, n]
-  View counters;                  // i32 [1, n], zero, and left zero
+  // The code that runs was compiled for sm_90 or later: vector_chain takes several products, and
+  // there is vector_wide_product.
+  bool sm90 = false;
+  View partials;  // f32 [1, n]
+  View counters;  // i32 [1, n], zero, and left zero
+  View arrivals;  // i32 [1, vector_max_phases], zero, and left zero
 };
 
 // Whether the linears can share a launch: same kind, shape parameters, input and permutation.
@@ -64,5 +71,16 @@ struct VectorResources {
                                const VectorResources& r);
 
 void vector_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream);
+
+// Products of which each may read what the ones before wrote, in one launch: its blocks stay and
+// meet between them, while the weights of the next product are already on their way. All have the
+// same rows of x and linears of one format, affine of 2, 3, 4 or 8 bits if there are several.
+// Preconditions: no product writes what an earlier one reads as x (a block without work of that one
+// may still be reading it); no other launch of this kind runs on the device at the same time (each
+// would wait for multiprocessors that the other one holds).
+[[nodiscard]] bool vector_chain_fits(std::span<const VectorProblem> problems,
+                                     const VectorResources& r);
+void vector_chain(std::span<const VectorProblem> problems, const VectorResources& r,
+                  cudaStream_t stream);
 
 }  // namespace engine

@@ -2,7 +2,8 @@
 // 5, 6 and 7 bits, codebooks, pairs of one-bit terms.
 #pragma once
 
-#include "cuda/vector_common.cuh"
+#include "cuda/vector_finish.cuh"
+#include "cuda/vector_x.cuh"
 
 namespace engine {
 
@@ -17,7 +18,6 @@ struct HalfCodec {
   static constexpr bool kBook = kIsBook;
   static constexpr int kBlockCols = 128;
   static constexpr int kCodeBytes = 256 * (kLow + kHigh);
-  static constexpr int kTiles = 1;
   static constexpr int kParts = vector_warps / 2;
   // For up to eight rows of x, and for more, whose x needs the room.
   static constexpr int stages(int row_tiles) {
@@ -32,9 +32,8 @@ struct DenseCodec {
   static constexpr bool kBook = false;
   static constexpr int kBlockCols = 64;
   static constexpr int kCodeBytes = 16 * 64 * 2;
-  static constexpr int kTiles = 1;
   static constexpr int kParts = vector_warps / 2;
-  static constexpr int stages(int row_tiles) { return row_tiles == 1 ? 4 : 2; }
+  static constexpr int stages(int row_tiles) { return row_tiles == 1 ? 5 : 2; }
 };
 
 // (a & b) | c
@@ -118,47 +117,118 @@ __device__ void clear(float (&a)[NT][4]) {
   }
 }
 
+// What a warp streams: the records (or rows) of its row tiles, one block of columns after
+// another.
+template <class T, class C>
+struct VectorSource {
+  const unsigned char* from;       // the lane's place in the next block
+  int unit;                        // of which it is; beyond args.units: no more
+  int left = 0;                    // blocks left in the unit
+  std::int64_t row_bytes = 0;      // dense: from row g to row g + 8
+  int columns_left = 0;            // dense: from the lane's first column
+  bool valid[2] = {false, false};  // dense: rows g and g + 8 exist
+
+  __device__ void aim(const VectorArgs<T>& args, int half, int begin, int end, int lane) {
+    if (unit >= args.units) return;
+    left = end - begin;
+    int segment = 0;
+    int tile = 0;
+    find_tile(args, unit, half, segment, tile);
+    const VectorWeight<T>& w = args.weight[segment];
+    if constexpr (C::kDense) {
+      const int row = tile * 16 + lane / 4;
+      const int column = begin * C::kBlockCols + lane % 4 * 8;
+      valid[0] = row < w.rows;
+      valid[1] = row + 8 < w.rows;
+      row_bytes = 8 * w.stride * 2;
+      columns_left = args.cols - column;
+      from = w.data + (row * w.stride + column) * 2;
+    } else {
+      // A tile beyond the last is read as the last; finish() drops its rows.
+      from = w.data +
+             (std::int64_t{min(tile, w.tiles - 1)} * args.blocks + begin) * args.record_bytes +
+             lane * 16;
+    }
+  }
+
+  __device__ void advance(const VectorArgs<T>& args, int record_bytes, int half, int begin, int end,
+                          int lane) {
+    from += record_bytes;
+    if (--left == 0) {
+      unit += static_cast<int>(gridDim.x);
+      aim(args, half, begin, end, lane);
+    }
+  }
+
+  // Queues the copies of one stage to the lane's place `to` of it, as one group.
+  __device__ void request(const VectorArgs<T>& args, int record_bytes, std::uint32_t to, int half,
+                          int begin, int end, int lane) {
+    if (unit < args.units) {
+      if constexpr (C::kDense) {
+#pragma unroll
+        for (int u = 0; u < C::kBlockCols / 32; ++u) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const bool inside = valid[h] && columns_left > 32 * u;
+            copy_async(to + (2 * u + h) * 512,
+                       inside ? from + h * row_bytes + 64 * u : args.weight[0].data, inside);
+          }
+        }
+        columns_left -= C::kBlockCols;
+        advance(args, C::kBlockCols * 2, half, begin, end, lane);
+      } else {
+        // Coefficients: at most 512 bytes, twice that for two terms.
+        const int rest = record_bytes - C::kCodeBytes - lane * 16;
+        request_plane<C::kLow>(to, from, lane);
+        if constexpr (C::kHigh > 0) {
+          request_plane<C::kHigh>(to + 256 * C::kLow, from + 256 * C::kLow, lane);
+        }
+        if (rest > 0) copy_async_16(to + C::kCodeBytes, from + C::kCodeBytes);
+        if (C::kTerms == 2 && rest > 512) {
+          copy_async_16(to + C::kCodeBytes + 512, from + C::kCodeBytes + 512);
+        }
+        advance(args, record_bytes, half, begin, end, lane);
+      }
+    }
+    copy_commit();
+  }
+};
+
 // Columns [c0, c1) of x, normalized if asked, into shared memory, and their sums over the columns
-// of each unit of a record (each record if coefficients are by row). Called by all threads of the
-// block; ends with a barrier.
+// of each unit of a record (each record if coefficients are by row). Called by all workers; ends
+// with a barrier of theirs.
 template <class T, bool kSums>
 __device__ void stage_x(const VectorArgs<T>& args, XPart<T>& part, unsigned char* shared, int c0,
                         int c1) {
+  constexpr unsigned lanes = 0xffffffffU;  // each 16 of them hold 128 columns
   const bool normed = args.norm != nullptr;
   const float inverse = normed ? part.inverse_rms(args) : 1.0F;
-  if (part.mine) {
-    unsigned char* to = shared + part.r * args.x_row_bytes - c0 * 2;
-    // Whole groups of 16 threads, 128 columns, take part in every step.
-    int k = ((c0 & -part.step) - part.base) / part.step;
-#pragma unroll 1
-    for (int c = (c0 & -part.step) + part.first; c < c1; c += part.step, ++k) {
-      if (c < c0) continue;
-      Pack<T, 8> p = part.x_at(args, k, c);
-      if (normed) {
-        const Pack<T, 8> w = part.w_at(args, k, c);
+  part.each(args, c0, c1, [&](int c, bool inside, Pack<T, 8> x, const Pack<T, 8>& w) {
+    if (normed) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          p.v[e] = from_f32<T>(round_through<T>(to_f32(p.v[e]) * inverse) * to_f32(w.v[e]));
-        }
-      }
-      *reinterpret_cast<Pack<T, 8>*>(to + c * 2) = p;
-      if constexpr (kSums) {
-        float sum = 0;
-#pragma unroll
-        for (int e = 0; e < 8; ++e) sum += to_f32(p.v[e]);
-        const unsigned lanes = 0xffffU << (threadIdx.x & 16);
-        sum += __shfl_xor_sync(lanes, sum, 1);
-        sum += __shfl_xor_sync(lanes, sum, 2);
-        if (args.units_per_record < 4) sum += __shfl_xor_sync(lanes, sum, 4);
-        if (args.units_per_record < 2) sum += __shfl_xor_sync(lanes, sum, 8);
-        if ((c & (args.sum_cols - 1)) == 0) {
-          float* sums = reinterpret_cast<float*>(shared + args.sum_offset);
-          sums[part.r * args.sum_row + (c - c0) / args.sum_cols] = sum;
-        }
+      for (int e = 0; e < 8; ++e) {
+        x.v[e] = from_f32<T>(round_through<T>(to_f32(x.v[e]) * inverse) * to_f32(w.v[e]));
       }
     }
-  }
-  __syncthreads();
+    const unsigned local = static_cast<unsigned>(c - c0);
+    if (inside) {
+      *reinterpret_cast<Pack<T, 8>*>(shared + part.r * args.x_row_bytes + local * 2) = x;
+    }
+    if constexpr (kSums) {
+      float sum = 0;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum += to_f32(x.v[e]);
+      sum += __shfl_xor_sync(lanes, sum, 1);
+      sum += __shfl_xor_sync(lanes, sum, 2);
+      if (args.sum_shift > 5) sum += __shfl_xor_sync(lanes, sum, 4);
+      if (args.sum_shift > 6) sum += __shfl_xor_sync(lanes, sum, 8);
+      if (inside && (local & ((1U << args.sum_shift) - 1U)) == 0) {
+        float* sums = reinterpret_cast<float*>(shared + args.sum_offset);
+        sums[part.r * args.sum_row + (local >> args.sum_shift)] = sum;
+      }
+    }
+  });
+  barrier_workers();
 }
 
 // out[n, r] = sum over k of x[n, k] w[r, k], for up to 8 NT rows n of x.
@@ -178,7 +248,7 @@ __device__ void stage_x(const VectorArgs<T>& args, XPart<T>& part, unsigned char
 // read once; x once per block; 1.2 instructions per weight and lane.
 template <class T, class C, int NT, bool kFine>
 __global__ void __launch_bounds__(vector_threads, 1)
-    vector_half_kernel(const __grid_constant__ VectorArgs<T> args) {
+    vector_half_kernel(const __grid_constant__ VectorPhases<T> all) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ std::uint32_t pairs[C::kBook ? 256 : 1];
   using M = HalfMagic<T>;
@@ -188,59 +258,63 @@ __global__ void __launch_bounds__(vector_threads, 1)
   chain_trigger();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int slice_begin = args.slice_start[blockIdx.y];
-  const int slice_end = args.slice_start[blockIdx.y + 1];
+  const VectorArgs<T>& args = all.phase[0];  // the only one
+  __shared__ VectorMeeting meeting;
+  if (threadIdx.x == 0) meeting_begin(meeting);
   if (warp >= vector_warps) {
     if constexpr (C::kBook) {
       for (int i = lane; i < 256; i += 32)
         pairs[i] = pack2<T>(args.book[i % 16], args.book[i / 16]);
     }
-    XPart<T> x_part;
-    x_part.begin(args, slice_begin * C::kBlockCols);
-    chain_wait();
-    stage_x<T, sums_used>(args, x_part, shared, slice_begin * C::kBlockCols,
-                          slice_end * C::kBlockCols);
-    finish_units<T, parts>(args, shared);
-    return;
+    return finish_phases<T, parts>(all, shared, meeting);
   }
   const int g = lane / 4;
   const int t = lane % 4;
   const int half = warp % 2;
   const int part_of = warp / 2;
-  const int begin = slice_begin + (slice_end - slice_begin) * part_of / parts;
-  const int end = slice_begin + (slice_end - slice_begin) * (part_of + 1) / parts;
 
   const int ring = args.ring_offset + warp * args.stages * args.stage_bytes + lane * 16;
-  const std::uint32_t ring_address = shared_address(shared) + static_cast<std::uint32_t>(ring);
-  const std::uint32_t ring_end = static_cast<std::uint32_t>(args.stages * args.stage_bytes);
+  const std::uint32_t base = kept_address(shared);
+  const std::uint32_t ring_address = base + static_cast<std::uint32_t>(ring);
+  const auto ring_end = static_cast<std::uint32_t>(args.stages * args.stage_bytes);
+  const int slice_begin = args.slice_start[blockIdx.y];
+  const ColumnRange<T> range(args, part_of, parts);
   VectorSource<T, C> source;
-  source.unit = begin < end ? static_cast<int>(blockIdx.x) : args.units;
-  source.aim(args, half, begin, end, lane);
+  source.unit = range.begin < range.end ? static_cast<int>(blockIdx.x) : args.units;
+  source.aim(args, half, range.begin, range.end, lane);
   std::uint32_t fill = 0;  // the stage to fill next, in bytes
-  XPart<T> x_part;
-  x_part.begin(args, slice_begin * C::kBlockCols);
-#pragma unroll 1
-  for (int s = 0; s < args.stages - 1; ++s) {
-    source.request(args, args.record_bytes, ring_address + fill, half, begin, end, lane);
+  const auto request = [&] {
+    source.request(args, args.record_bytes, ring_address + fill, half, range.begin, range.end,
+                   lane);
     fill += static_cast<std::uint32_t>(args.stage_bytes);
-  }
-  chain_wait();
-  x_part.load(args);
-  stage_x<T, sums_used>(args, x_part, shared, slice_begin * C::kBlockCols,
-                        slice_end * C::kBlockCols);
-
-  // The lane's rows of x: those of its columns of B and, for the sums, of C.
-  // Their offsets in shared memory for n = 0; those of the others follow in even steps, as there is
-  // room for all 8 NT rows. With NT = 1 there may be less.
-  const int last = NT == 1 ? args.rows - 1 : 7;
-  const int x_row = min(g, last) * args.x_row_bytes + 16 * t;
-  [[maybe_unused]] int sum_row[2];
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    sum_row[e] = args.sum_offset + min(2 * t + e, last) * args.sum_row * 4;
-  }
+    if (fill == ring_end) fill = 0;
+  };
   std::uint32_t use = 0;  // the stage to use next, in bytes
   int round = 0;
+  XPart<T> x_part;
+  x_part.begin(args, slice_begin * C::kBlockCols);
+  // Two stages before x, which would wait behind more.
+  const int early = min(2, args.stages - 1);
+#pragma unroll 1
+  for (int s = 0; s < early; ++s) request();
+  chain_wait();
+  __syncthreads();  // the meeting has begun
+  x_part.load(args);
+#pragma unroll 1
+  for (int s = early; s < args.stages - 1; ++s) request();
+  stage_x<T, sums_used>(args, x_part, shared, slice_begin * C::kBlockCols,
+                        args.slice_start[blockIdx.y + 1] * C::kBlockCols);
+
+  // The lane's rows of x: those of its columns of B and, for the sums, of C.
+  // Their offsets in shared memory for n = 0; those of the others follow in even steps, as there
+  // is room for all 8 NT rows. With NT = 1 there may be less.
+  const int last = NT == 1 ? args.rows - 1 : 7;
+  const std::uint32_t x_row = base + min(g, last) * args.x_row_bytes + 16 * t;
+  [[maybe_unused]] std::uint32_t sum_row[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    sum_row[e] = base + args.sum_offset + min(2 * t + e, last) * args.sum_row * 4;
+  }
   const int items = 16 * args.rows;
 #pragma unroll 1
   for (int unit = static_cast<int>(blockIdx.x); unit < args.units;
@@ -256,17 +330,16 @@ __global__ void __launch_bounds__(vector_threads, 1)
     float acc[NT][4];
     clear(acc);
 #pragma unroll 1
-    for (int block = begin; block < end; ++block) {
+    for (int block = range.begin; block < range.end; ++block) {
       if (args.stages == stages) {
         copy_wait<stages - 2>();
       } else {
         copy_wait<0>();  // a shorter ring waits for all that is on its way
       }
       __syncwarp();
-      source.request(args, args.record_bytes, ring_address + fill, half, begin, end, lane);
-      fill += static_cast<std::uint32_t>(args.stage_bytes);
-      if (fill == ring_end) fill = 0;
-      const unsigned char* at = shared + ring + use;
+      request();
+      const std::uint32_t at = ring_address + use;
+      [[maybe_unused]] const unsigned char* record = shared + ring - lane * 16 + use;
       use += static_cast<std::uint32_t>(args.stage_bytes);
       if (use == ring_end) use = 0;
       const int x_offset = (block - slice_begin) * (C::kBlockCols * 2);
@@ -280,16 +353,15 @@ __global__ void __launch_bounds__(vector_threads, 1)
         std::uint32_t b[NT][4];
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-          const uint4 v = *reinterpret_cast<const uint4*>(
-              shared + x_row + n * 8 * args.x_row_bytes + x_offset + 64 * u);
+          const uint4 v = shared_16(x_row + n * 8 * args.x_row_bytes + x_offset + 64 * u);
           b[n][0] = v.x;
           b[n][1] = v.y;
           b[n][2] = v.z;
           b[n][3] = v.w;
         }
         if constexpr (C::kDense) {
-          const uint4 top = *reinterpret_cast<const uint4*>(at + 2 * u * 512);
-          const uint4 bottom = *reinterpret_cast<const uint4*>(at + (2 * u + 1) * 512);
+          const uint4 top = shared_16(at + 2 * u * 512);
+          const uint4 bottom = shared_16(at + (2 * u + 1) * 512);
           const std::uint32_t a0[4] = {top.x, bottom.x, top.y, bottom.y};
           const std::uint32_t a1[4] = {top.z, bottom.z, top.w, bottom.w};
 #pragma unroll
@@ -332,8 +404,8 @@ __global__ void __launch_bounds__(vector_threads, 1)
             }
           }
           if (u != 3 && !kFine) continue;
-          // Fine groups: the coefficients of the unit that these 32 columns belong to, the sums of
-          // x for groups of 64 counted at its second half only.
+          // Fine groups: the coefficients of the unit that these 32 columns belong to, the sums
+          // of x for groups of 64 counted at its second half only.
           constexpr float offset =
               C::kTerms == 2 || C::kHigh == 0 ? M::kLowOffset : M::kLowOffset + M::kHighOffset;
           int index = 0;
@@ -351,8 +423,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
                 sum[n][e] = counted
-                                ? *reinterpret_cast<const float*>(
-                                      shared + sum_row[e] + (n * 8 * args.sum_row + sum_index) * 4)
+                                ? shared_float(sum_row[e] + (n * 8 * args.sum_row + sum_index) * 4)
                                 : 0.0F;
               }
             }
@@ -365,8 +436,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
             if (!kFine && args.units_per_record == 0) {
               load_unit(args, row_unit, place, scale, zero);
             } else {
-              load_unit(args, at - lane * 16 + C::kCodeBytes + index * args.unit_bytes, place,
-                        scale, zero);
+              load_unit(args, record + C::kCodeBytes + index * args.unit_bytes, place, scale, zero);
             }
             if constexpr (C::kBook) {
 #pragma unroll
@@ -387,7 +457,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
     }
 
     const int buffer = round % 2;
-    if (round >= 2) barrier_sync(barrier_free + buffer);
+    if (round >= 2) meeting_wait(meeting.free[buffer], round / 2 - 1);
     ++round;
     float* red = reinterpret_cast<float*>(shared + args.red_offset) + buffer * (parts * 2) * items;
     float* mine = red + (part_of * 2 + half) * items + g;
@@ -399,7 +469,7 @@ __global__ void __launch_bounds__(vector_threads, 1)
         if (column < args.rows) mine[column * 16 + e / 2 * 8] = acc[n][e];
       }
     }
-    barrier_arrive(barrier_full + buffer);
+    meeting_arrive(meeting.full[buffer]);
   }
 }
 

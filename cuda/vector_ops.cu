@@ -4,6 +4,7 @@
 #include "cuda/cuda_ops.h"
 #include "cuda/types.cuh"
 #include "cuda/vector.h"
+#include "cuda/vector_wide.h"
 #include "engine/ops/step_check.h"
 
 namespace engine {
@@ -41,35 +42,45 @@ QkvStep some_rows(const QkvStep& s, std::int64_t first, std::int64_t n) {
   return out;
 }
 
-}  // namespace
-
-VectorResources CudaOps::vector_resources() const {
-  return {properties_.multiProcessorCount,
-          static_cast<std::int64_t>(properties_.sharedMemPerBlockOptin) - 2048,  // static shared
-          vector_partials_.view(), vector_counters_.view()};
-}
-
-void CudaOps::linear(View x, const Linear& w, View out, bool accumulate, View workspace,
-                     PackedKernel kernel) {
-  if (w.is_packed()) return packed_matmul(x, w.packed, out, accumulate, kernel, workspace);
-  if (!streams(x, w) || !fits_store(x, out)) return matmul(x, w.dense, out, accumulate);
+VectorProblem linear_problem(View x, const Linear& w, View out, bool accumulate) {
   REQUIRE(out.rows == x.rows && out.cols == w.rows(), "linear into " + out.shape());
-  require_cuda("linear", {x, w.dense, out});
+  require_cuda("linear", {x, out});
   VectorProblem p;
   p.x = x;
   p.segment[0] = segment_of(w, out);
   p.out_dtype = out.dtype;
   p.epilogue = accumulate ? VectorEpilogue::add : VectorEpilogue::store;
-  if (!vector_fits(p, vector_resources())) return matmul(x, w.dense, out, accumulate);
-  vector_product(p, vector_resources(), stream_);
+  return p;
 }
 
-void CudaOps::qkv_step(const QkvStep& s) {
-  const bool fused = streams(s.x, *s.q) && vector_takes(*s.k, s.x.dtype) &&
-                     vector_takes(*s.v, s.x.dtype) && vector_compatible(*s.q, *s.k) &&
-                     vector_compatible(*s.q, *s.v) && s.head_dim >= 32 &&
-                     std::has_single_bit(static_cast<std::uint64_t>(s.head_dim));
-  if (!fused) return Ops::qkv_step(s);
+bool streams_gate_up(const GateUp& s) {
+  return streams(s.x, *s.gate) && vector_takes(*s.up, s.x.dtype) &&
+         vector_compatible(*s.gate, *s.up);
+}
+VectorProblem gate_up_problem(const GateUp& s) {
+  REQUIRE(s.gate->rows() == s.up->rows() && s.out.dtype == s.x.dtype && s.out.rows == s.x.rows &&
+              s.out.cols == s.gate->rows(),
+          "gate_up of " + s.x.shape() + " into " + s.out.shape());
+  require_cuda("gate_up", {s.x, s.norm, s.out});
+  VectorProblem p;
+  p.x = s.x;
+  p.norm = s.norm;
+  p.eps = s.eps;
+  p.segments = 2;
+  p.segment[0] = segment_of(*s.gate, s.out);
+  p.segment[1] = segment_of(*s.up, s.out);
+  p.out_dtype = s.x.dtype;
+  p.epilogue = VectorEpilogue::silu;
+  return p;
+}
+
+bool streams_qkv(const QkvStep& s) {
+  return streams(s.x, *s.q) && vector_takes(*s.k, s.x.dtype) && vector_takes(*s.v, s.x.dtype) &&
+         vector_compatible(*s.q, *s.k) && vector_compatible(*s.q, *s.v) && s.head_dim >= 32 &&
+         std::has_single_bit(static_cast<std::uint64_t>(s.head_dim));
+}
+// Without the last step of a quantized cache, finish_qkv().
+VectorProblem qkv_problem(const QkvStep& s) {
   REQUIRE(s.head_dim <= 256 && s.v->rows() == s.k->rows() && s.q->rows() % s.head_dim == 0 &&
               s.k->rows() % s.head_dim == 0 && s.q_out.dtype == s.x.dtype &&
               s.q_out.rows == s.x.rows && s.q_out.cols == s.q->rows() &&
@@ -106,41 +117,66 @@ void CudaOps::qkv_step(const QkvStep& s) {
   p.sin = s.sin;
   p.position = s.position;
   p.positions = std::min(s.cache.capacity, s.cos.rows);
-  if (!vector_fits(p, vector_resources())) {
-    if (s.x.rows <= vector_max_int_rows) return Ops::qkv_step(s);
-    // Twice half the rows is faster than one launch for each of q, k and v.
-    const std::int64_t half = (s.x.rows + 1) / 2;
-    qkv_step(some_rows(s, 0, half));
-    qkv_step(some_rows(s, half, s.x.rows - half));
-    return;
+  return p;
+}
+void finish_qkv(Ops& ops, const QkvStep& s) {
+  if (!s.cache.quantized()) return;
+  ops.kv_append_step(s.scratch.k.row_range(0, s.x.rows), s.scratch.v.row_range(0, s.x.rows),
+                     s.head_dim, s.cache, s.position);
+}
+
+}  // namespace
+
+VectorResources CudaOps::vector_resources() const {
+  return {properties_.multiProcessorCount,
+          static_cast<std::int64_t>(properties_.sharedMemPerBlockOptin) - 2048,  // static shared
+          sm90_code_,
+          vector_partials_.view(),
+          vector_counters_.view(),
+          vector_arrivals_.view()};
+}
+
+bool CudaOps::stream_product(const VectorProblem& p) {
+  const VectorResources resources = vector_resources();
+  if (vector_fits(p, resources)) {
+    vector_product(p, resources, stream_);
+    return true;
   }
-  vector_product(p, vector_resources(), stream_);
-  if (s.cache.quantized()) {
-    kv_append_step(s.scratch.k.row_range(0, s.x.rows), s.scratch.v.row_range(0, s.x.rows),
-                   s.head_dim, s.cache, s.position);
+  if (!vector_wide_fits(p, resources)) return false;
+  vector_wide_product(p, resources, stream_);
+  return true;
+}
+
+bool CudaOps::stream_chain(const VectorProblem& first, const VectorProblem& second) {
+  // Products of 8 bits are so long that their blocks meet for longer than a launch takes.
+  if (first.segment[0].w->packed.shape.bits > 4) return false;
+  const VectorProblem both[] = {first, second};
+  if (!vector_chain_fits(both, vector_resources())) return false;
+  vector_chain(both, vector_resources(), stream_);
+  return true;
+}
+
+void CudaOps::linear(View x, const Linear& w, View out, bool accumulate, View workspace,
+                     PackedKernel kernel) {
+  if (w.is_packed()) return packed_matmul(x, w.packed, out, accumulate, kernel, workspace);
+  if (!streams(x, w) || !fits_store(x, out)) return matmul(x, w.dense, out, accumulate);
+  if (!stream_product(linear_problem(x, w, out, accumulate))) {
+    matmul(x, w.dense, out, accumulate);
   }
 }
 
+void CudaOps::qkv_step(const QkvStep& s) {
+  if (!streams_qkv(s)) return Ops::qkv_step(s);
+  if (stream_product(qkv_problem(s))) return finish_qkv(*this, s);
+  if (s.x.rows <= vector_max_int_rows) return Ops::qkv_step(s);
+  // Twice half the rows is faster than one launch for each of q, k and v.
+  const std::int64_t half = (s.x.rows + 1) / 2;
+  qkv_step(some_rows(s, 0, half));
+  qkv_step(some_rows(s, half, s.x.rows - half));
+}
+
 void CudaOps::gate_up(const GateUp& s) {
-  if (!streams(s.x, *s.gate) || !vector_takes(*s.up, s.x.dtype) ||
-      !vector_compatible(*s.gate, *s.up)) {
-    return Ops::gate_up(s);
-  }
-  REQUIRE(s.gate->rows() == s.up->rows() && s.out.dtype == s.x.dtype && s.out.rows == s.x.rows &&
-              s.out.cols == s.gate->rows(),
-          "gate_up of " + s.x.shape() + " into " + s.out.shape());
-  require_cuda("gate_up", {s.x, s.norm, s.out});
-  VectorProblem p;
-  p.x = s.x;
-  p.norm = s.norm;
-  p.eps = s.eps;
-  p.segments = 2;
-  p.segment[0] = segment_of(*s.gate, s.out);
-  p.segment[1] = segment_of(*s.up, s.out);
-  p.out_dtype = s.x.dtype;
-  p.epilogue = VectorEpilogue::silu;
-  if (!vector_fits(p, vector_resources())) return Ops::gate_up(s);
-  vector_product(p, vector_resources(), stream_);
+  if (!streams_gate_up(s) || !stream_product(gate_up_problem(s))) Ops::gate_up(s);
 }
 
 void CudaOps::norm_linear(const NormLinear& s) {
@@ -154,8 +190,26 @@ void CudaOps::norm_linear(const NormLinear& s) {
   p.eps = s.eps;
   p.segment[0] = segment_of(*s.w, s.out);
   p.out_dtype = s.out.dtype;
-  if (!vector_fits(p, vector_resources())) return Ops::norm_linear(s);
-  vector_product(p, vector_resources(), stream_);
+  if (!stream_product(p)) Ops::norm_linear(s);
+}
+
+// o with gate and up, down with the next q, k, v: two launches in place of four. All four in one
+// would be slower: the blocks meet for longer than a launch takes, unless the ring is full.
+void CudaOps::block_tail(const BlockTail& s) {
+  const View x = s.mlp.x;
+  const bool first = streams(s.a, *s.o) && fits_store(s.a, x) && streams_gate_up(s.mlp) &&
+                     stream_chain(linear_problem(s.a, *s.o, x, true), gate_up_problem(s.mlp));
+  if (!first) {
+    linear(s.a, *s.o, x, true, s.mlp.scratch.workspace, PackedKernel::automatic);
+    gate_up(s.mlp);
+  }
+  const View g = s.mlp.out;
+  if (s.next.q != nullptr && streams(g, *s.down) && fits_store(g, x) && streams_qkv(s.next) &&
+      stream_chain(linear_problem(g, *s.down, x, true), qkv_problem(s.next))) {
+    return finish_qkv(*this, s.next);
+  }
+  linear(g, *s.down, x, true, s.mlp.scratch.workspace, PackedKernel::automatic);
+  if (s.next.q != nullptr) qkv_step(s.next);
 }
 
 }  // namespace engine

@@ -22,33 +22,41 @@ void llama_step(const LlamaStep& s) {
                            .workspace = s.scratch.workspace};
   const AttnShape shape{c.heads, c.kv_heads, c.head_dim};
 
+  const auto qkv = [&](std::size_t layer) {
+    const BlockWeights& w = s.blocks[layer];
+    return QkvStep{.x = x,
+                   .norm = w.attn_norm,
+                   .eps = eps,
+                   .q = &w[Site::q],
+                   .k = &w[Site::k],
+                   .v = &w[Site::v],
+                   .head_dim = c.head_dim,
+                   .cos = s.rope.cos,
+                   .sin = s.rope.sin,
+                   .position = s.state.position,
+                   .cache = s.cache[layer],
+                   .q_out = q,
+                   .scratch = fused};
+  };
+
   ops.embed(s.state.token, s.embedding, x);
+  if (!s.blocks.empty()) ops.qkv_step(qkv(0));
   for (std::size_t layer = 0; layer < s.blocks.size(); ++layer) {
     const BlockWeights& w = s.blocks[layer];
-    const KvCache& cache = s.cache[layer];
-    ops.qkv_step({.x = x,
-                  .norm = w.attn_norm,
-                  .eps = eps,
-                  .q = &w[Site::q],
-                  .k = &w[Site::k],
-                  .v = &w[Site::v],
-                  .head_dim = c.head_dim,
-                  .cos = s.rope.cos,
-                  .sin = s.rope.sin,
-                  .position = s.state.position,
-                  .cache = cache,
-                  .q_out = q,
-                  .scratch = fused});
-    ops.attention_step(q, cache, shape, s.state.position, a, s.attention_workspace);
-    ops.linear(a, w[Site::o], x, true, fused.workspace);
-    ops.gate_up({.x = x,
-                 .norm = w.mlp_norm,
-                 .eps = eps,
-                 .gate = &w[Site::gate],
-                 .up = &w[Site::up],
-                 .out = g,
-                 .scratch = fused});
-    ops.linear(g, w[Site::down], x, true, fused.workspace);
+    ops.attention_step(q, s.cache[layer], shape, s.state.position, a, s.attention_workspace);
+    BlockTail tail{.a = a,
+                   .o = &w[Site::o],
+                   .mlp = {.x = x,
+                           .norm = w.mlp_norm,
+                           .eps = eps,
+                           .gate = &w[Site::gate],
+                           .up = &w[Site::up],
+                           .out = g,
+                           .scratch = fused},
+                   .down = &w[Site::down],
+                   .next = {}};
+    if (layer + 1 < s.blocks.size()) tail.next = qkv(layer + 1);
+    ops.block_tail(tail);
   }
   ops.norm_linear(
       {.x = x, .norm = s.final_norm, .eps = eps, .w = &s.head, .out = s.logits, .scratch = fused});

@@ -218,5 +218,18 @@ inline OpCost norm_linear(const NormLinear& s) {
   return c;
 }
 
+// The sum of its parts: what they hand to each other is counted, though it may stay on the chip.
+inline OpCost block_tail(const BlockTail& s) {
+  OpCost c = gate_up(s.mlp);
+  const auto add = [&](const OpCost& other) {
+    c.bytes += other.bytes;
+    c.flops += other.flops;
+  };
+  add(linear(s.a, *s.o, s.mlp.x, true));
+  add(linear(s.mlp.out, *s.down, s.mlp.x, true));
+  if (s.next.q != nullptr) add(qkv_step(s.next));
+  return c;
+}
+
 }  // namespace cost
 }  // namespace engine

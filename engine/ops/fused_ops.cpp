@@ -36,6 +36,13 @@ void Ops::gate_up(const GateUp& s) {
   silu_mul(s.out, u, s.out);
 }
 
+void Ops::block_tail(const BlockTail& s) {
+  linear(s.a, *s.o, s.mlp.x, true, s.mlp.scratch.workspace);
+  gate_up(s.mlp);
+  linear(s.mlp.out, *s.down, s.mlp.x, true, s.mlp.scratch.workspace);
+  if (s.next.q != nullptr) qkv_step(s.next);
+}
+
 void Ops::norm_linear(const NormLinear& s) {
   const View h = s.scratch.h.row_range(0, s.x.rows);
   rmsnorm(s.x, s.norm, s.eps, h);

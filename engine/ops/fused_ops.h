@@ -53,4 +53,15 @@ struct NormLinear {
   FusedScratch scratch;
 };
 
+// What follows the attention of a block, up to the queries of the next one:
+//   x += o(a); then gate_up(mlp); x += down(mlp.out); then qkv_step(next), if next.q is given.
+// mlp.x and next.x are x. The composition is that of the fused ops.
+struct BlockTail {
+  View a;  // [rows, heads * head_dim]: what attention gave
+  const Linear* o = nullptr;
+  GateUp mlp;
+  const Linear* down = nullptr;
+  QkvStep next;
+};
+
 }  // namespace engine

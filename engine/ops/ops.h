@@ -42,6 +42,7 @@ class Ops : public DenseOps, public AttnOps, public QuantOps, public PackedOps, 
   virtual void qkv_step(const QkvStep& s);
   virtual void gate_up(const GateUp& s);
   virtual void norm_linear(const NormLinear& s);
+  virtual void block_tail(const BlockTail& s);
   // out = x w^T or out += x w^T, by matmul or packed_matmul (kernel: for packed weights).
   // workspace as in packed_matmul; unused for a dense weight.
   virtual void linear(View x, const Linear& w, View out, bool accumulate, View workspace,

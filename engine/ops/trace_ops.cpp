@@ -14,6 +14,7 @@ const std::vector<std::string>& TraceOps::op_names() {
                                                  "attention_step",
                                                  "attention_step_bytes",
                                                  "attention_workspace_bytes",
+                                                 "block_tail",
                                                  "convert",
                                                  "copy",
                                                  "count_nonfinite",
@@ -345,6 +346,10 @@ void TraceOps::gate_up(const GateUp& s) {
 
 void TraceOps::norm_linear(const NormLinear& s) {
   run("norm_linear", cost::norm_linear(s), [&] { ops_.norm_linear(s); });
+}
+
+void TraceOps::block_tail(const BlockTail& s) {
+  run("block_tail", cost::block_tail(s), [&] { ops_.block_tail(s); });
 }
 
 void TraceOps::linear(View x, const Linear& w, View out, bool accumulate, View workspace,

@@ -115,6 +115,7 @@ class TraceOps final : public Ops {
   void qkv_step(const QkvStep& s) override;
   void gate_up(const GateUp& s) override;
   void norm_linear(const NormLinear& s) override;
+  void block_tail(const BlockTail& s) override;
   void linear(View x, const Linear& w, View out, bool accumulate, View workspace,
               PackedKernel kernel) override;
 

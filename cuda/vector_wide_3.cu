@@ -1,0 +1,13 @@
+// Instantiations of vector_wide_kernel for 3 bits.
+#include "cuda/vector_wide.cuh"
+
+namespace engine {
+
+template <class T>
+WideKernel<T> wide_kernel_3(int mode) {
+  return pick_wide<T, HalfCodec<3, 0, 1, false>>(mode);
+}
+template WideKernel<__half> wide_kernel_3<__half>(int);
+template WideKernel<__nv_bfloat16> wide_kernel_3<__nv_bfloat16>(int);
+
+}  // namespace engine
