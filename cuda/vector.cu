@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "cuda/chain.h"
+#include "cuda/vector_host.cuh"
 #include "cuda/vector_kernels.cuh"
-#include "engine/weight/packed_layout.h"
 
 namespace engine {
 namespace {
@@ -182,17 +182,6 @@ Plan choose_plan(const Layout& l, std::int64_t rows, std::int64_t units, std::in
   return best;
 }
 
-// Pairs of row tiles of all segments.
-std::int64_t units_of(const VectorProblem& p) {
-  std::int64_t units = 0;
-  for (int i = 0; i < p.segments; ++i) {
-    const std::int64_t tiles = ceil_div(p.segment[i].w->rows(), 16);
-    if (p.epilogue == VectorEpilogue::silu) return tiles;
-    units += ceil_div(tiles, 2);
-  }
-  return units;
-}
-
 // Column blocks of a row tile.
 std::int64_t blocks_of(const Layout& l, const VectorProblem& p) {
   return ceil_div(p.x.cols, l.block_cols);
@@ -204,12 +193,12 @@ Plan choose_common_plan(const Layout& l, std::span<const VectorProblem> problems
                         const VectorResources& r) {
   if (problems.size() == 1) {
     const VectorProblem& p = problems.front();
-    return choose_plan(l, p.x.rows, units_of(p), blocks_of(l, p), r);
+    return choose_plan(l, p.x.rows, vector_units(p), blocks_of(l, p), r);
   }
   std::int64_t widest = 0;
   int stages = l.stages;
   for (const VectorProblem& p : problems) {
-    const Plan alone = choose_plan(l, p.x.rows, units_of(p), blocks_of(l, p), r);
+    const Plan alone = choose_plan(l, p.x.rows, vector_units(p), blocks_of(l, p), r);
     if (alone.slices != 1) return {};
     stages = std::min(stages, alone.stages);
     widest = std::max(widest, blocks_of(l, p));
@@ -222,61 +211,15 @@ template <class T>
 VectorArgs<T> make_args(const VectorProblem& p, const Layout& l, const Plan& plan,
                         std::int64_t columns, const VectorResources& r) {
   const Linear& first = *p.segment[0].w;
-  VectorArgs<T> a{};
-  a.rows = static_cast<int>(p.x.rows);
-  a.cols = static_cast<int>(p.x.cols);
+  VectorArgs<T> a = problem_args<T>(p);
   a.blocks = static_cast<int>(blocks_of(l, p));
-  while ((std::int64_t{32} << a.half_shift) < p.head_dim) ++a.half_shift;
-  for (int i = 0; i < p.segments; ++i) {
-    const VectorSegment& s = p.segment[i];
-    const Linear& w = *s.w;
-    VectorWeight<T>& out = a.weight[i];
-    out.rows = w.rows();
-    out.tiles = static_cast<int>(ceil_div(w.rows(), 16));
-    out.data = static_cast<const unsigned char*>(l.dense ? w.dense.data : w.packed.records.data);
-    out.row_units = static_cast<const unsigned char*>(w.packed.row_units.data);
-    out.stride = w.dense.stride;
-    out.out = s.out;
-    out.out_stride = s.out_stride;
-    out.position_stride = s.position_stride;
-    if (i < 2) a.segment_units[i] = static_cast<int>(ceil_div(out.tiles, 2));
-  }
-  a.units = static_cast<int>(units_of(p));
   a.slices = plan.slices;
   a.stages = plan.stages;
-  a.x = static_cast<const T*>(p.x.data);
-  a.x_stride = p.x.stride;
-  a.norm = static_cast<const T*>(p.norm.data);
-  a.eps = p.eps;
-  a.inverse_cols = 1.0F / static_cast<float>(p.x.cols);
-  a.wide = aligned_rows(p.x, 16, 8) && aligned_rows(p.norm, 16, 1) &&
-           first.packed.permutation.data == nullptr;
-  a.permutation = static_cast<const std::int32_t*>(first.packed.permutation.data);
-  a.book = static_cast<const float*>(first.packed.book.data);
-  a.cos = static_cast<const float*>(p.cos.data);
-  a.sin = static_cast<const float*>(p.sin.data);
-  a.cos_stride = p.cos.stride;
-  a.sin_stride = p.sin.stride;
-  a.position = static_cast<const std::int32_t*>(p.position.data);
-  a.positions = static_cast<int>(std::min<std::int64_t>(p.positions, 0x7fffffff));
   a.partials = static_cast<float*>(r.partials.data);
   a.counters = static_cast<std::int32_t*>(r.counters.data);
   a.team_shift = 9;
   while ((p.x.rows << a.team_shift) > vector_workers) --a.team_shift;
   for (int i = 0; i <= a.slices; ++i) a.slice_start[i] = a.blocks * i / a.slices;
-  if (!l.dense) {
-    const PackedShape& s = l.shape;
-    a.record_bytes = static_cast<int>(s.record_bytes());
-    a.unit_bytes = static_cast<int>(s.unit_bytes());
-    a.units_per_record = static_cast<int>(s.groups_per_record());
-    a.scale_kind = s.scale_dtype == DType::f32 ? 0 : s.scale_dtype == DType::f16 ? 1 : 2;
-    a.zero_offset = s.zeros
-                        ? static_cast<int>(s.terms() * 16 *
-                                           static_cast<std::int64_t>(dtype_bytes(s.scale_dtype)))
-                        : 0;
-    const int term_bits = s.kind == PackedKind::binary2 ? 1 : s.bits;
-    a.constant_zero = static_cast<float>(1 << (term_bits - 1));
-  }
   // Whole pairs of row tiles that follow each other.
   const bool silu = p.epilogue == VectorEpilogue::silu;
   if (l.integer && first.rows() % (silu ? 16 : 32) == 0 && (silu || p.segments == 1) &&
@@ -296,8 +239,6 @@ VectorArgs<T> make_args(const VectorProblem& p, const Layout& l, const Plan& pla
   a.red_offset = static_cast<int>(shared.x + shared.sums + shared.factors);
   a.ring_offset = static_cast<int>(shared.x + shared.sums + shared.factors + shared.red);
   a.stage_bytes = static_cast<int>(shared.stage);
-  a.out_f32 = p.out_dtype == DType::f32;
-  a.epilogue = p.epilogue;
   return a;
 }
 
@@ -308,7 +249,7 @@ void run(std::span<const VectorProblem> problems, const VectorResources& r, cuda
   const Plan plan = choose_common_plan(l, problems, r);
   REQUIRE(plan.slices > 0, "vector product of " + first.x.shape() + " does not fit the device");
   std::int64_t units = 0;
-  for (const VectorProblem& p : problems) units = std::max(units, units_of(p));
+  for (const VectorProblem& p : problems) units = std::max(units, vector_units(p));
   // Blocks that meet must all be there at once: one for each multiprocessor, of which the shared
   // memory asked for leaves no room for a second one.
   const auto columns = std::min<std::int64_t>(units, std::max(1, r.multiprocessors / plan.slices));
@@ -334,43 +275,15 @@ bool same_format(const Linear& a, const Linear& b) {
          a.packed.book.data == b.packed.book.data;
 }
 
-void check_problem(const VectorProblem& p) {
-  REQUIRE(p.x.rows >= 1 && p.x.rows <= vector_max_rows && p.segments >= 1 && p.segments <= 3,
-          "vector product of " + p.x.shape());
-  require_cuda("vector product", {p.x});
-  REQUIRE((p.epilogue != VectorEpilogue::silu && p.epilogue != VectorEpilogue::qkv) ||
-              p.out_dtype == p.x.dtype,
-          "vector product: a fused result has the dtype of x");
-  REQUIRE(p.norm.empty() || (p.norm.dtype == p.x.dtype && p.norm.cols == p.x.cols),
-          "vector product: norm " + p.norm.shape());
-  for (int i = 0; i < p.segments; ++i) {
-    const Linear& w = *p.segment[i].w;
-    REQUIRE(
-        w.cols() == p.x.cols && vector_takes(w, p.x.dtype) &&
-            (i == 0 || vector_compatible(*p.segment[0].w, w)),
-        "vector product of " + p.x.shape() + ": segment " + std::to_string(i) + " does not fit");
-    if (w.is_packed()) {
-      check_packed_weight("vector product", w.packed, DeviceKind::cuda);
-    } else {
-      require_cuda("vector product", {w.dense});
-    }
-  }
-}
-
 }  // namespace
 
 bool vector_fits(const VectorProblem& p, const VectorResources& r) {
   const Layout l = layout_of(*p.segment[0].w, p.x.rows);
-  return choose_plan(l, p.x.rows, units_of(p), blocks_of(l, p), r).slices > 0;
+  return choose_plan(l, p.x.rows, vector_units(p), blocks_of(l, p), r).slices > 0;
 }
 
 bool vector_fits(const PackedShape& shape, std::int64_t rows, const VectorResources& r) {
-  Linear w;
-  w.packed.shape = shape;
-  VectorProblem p;
-  p.x = make_view(nullptr, DType::bf16, DeviceKind::cuda, rows, shape.cols);
-  p.segment[0].w = &w;
-  return rows <= vector_max_rows && vector_fits(p, r);
+  return rows <= vector_max_rows && vector_fits(VectorShapeProblem(shape, rows).problem, r);
 }
 
 bool vector_takes(const Linear& w, DType dtype) {
@@ -402,14 +315,12 @@ bool vector_chain_fits(std::span<const VectorProblem> problems, const VectorReso
 
 void vector_chain(std::span<const VectorProblem> problems, const VectorResources& r,
                   cudaStream_t stream) {
-  for (const VectorProblem& p : problems) check_problem(p);
+  for (const VectorProblem& p : problems) check_vector_problem(p);
   REQUIRE(problems.size() == 1 || vector_chain_fits(problems, r),
           "vector products that do not go together");
   if (problems.front().x.dtype == DType::f16) {
     run<__half>(problems, r, stream);
   } else {
-    REQUIRE(problems.front().x.dtype == DType::bf16,
-            "vector product of " + problems.front().x.shape());
     run<__nv_bfloat16>(problems, r, stream);
   }
 }

@@ -12,18 +12,10 @@ constexpr int vector_plain = 0;
 constexpr int vector_coarse = 1;
 constexpr int vector_fine = 2;
 
-template <int kBitCount>
-struct IntCodec {
-  static constexpr bool kDense = false;
-  static constexpr int kBits = kBitCount;
-  static constexpr int kLow = kBits < 4 ? kBits : 4;
-  static constexpr int kHigh = kBits - kLow;
-  static constexpr int kTerms = 1;
-  static constexpr int kBlockCols = 128;
+template <int kBits>
+struct IntPlan {
+  static constexpr int kLow = kBits < 4 ? kBits : 4;  // bits of the first plane
   static constexpr int kCodeBytes = 256 * kBits;
-};
-template <int kBitCount>
-struct IntPlan : IntCodec<kBitCount> {
   static constexpr int kParts = vector_warps / 2;  // of the columns; a pair of row tiles is shared
   // Records of a stage, copied at once: small copies cost the copy engine time of their own.
   static constexpr int kRecords = 2;

@@ -5,9 +5,9 @@
 #include <tuple>
 
 #include "cuda/check.h"
+#include "cuda/vector_host.cuh"
 #include "cuda/vector_wide.cuh"
 #include "cuda/vector_wide.h"
-#include "engine/weight/packed_layout.h"
 
 namespace engine {
 namespace {
@@ -71,9 +71,7 @@ WidePlan plan_cluster(const PackedShape& s, std::int64_t units, int cluster,
   return p;
 }
 
-WidePlan choose_wide(const PackedShape& s, std::int64_t units, int cluster,
-                     const VectorResources& r) {
-  if (cluster != 0) return plan_cluster(s, units, cluster, r);
+WidePlan choose_wide(const PackedShape& s, std::int64_t units, const VectorResources& r) {
   // The fewest blocks that keep their fragments of x in registers: measured (docs/kernels.md).
   for (const int c : {2, 4, 8}) {
     const WidePlan p = plan_cluster(s, units, c, r);
@@ -85,17 +83,6 @@ WidePlan choose_wide(const PackedShape& s, std::int64_t units, int cluster,
     if (p.cluster != 0 && (best.cluster == 0 || p.cost < best.cost)) best = p;
   }
   return best;
-}
-
-// Pairs of row tiles of all segments.
-std::int64_t wide_units(const VectorProblem& p) {
-  std::int64_t units = 0;
-  for (int i = 0; i < p.segments; ++i) {
-    const std::int64_t tiles = ceil_div(p.segment[i].w->rows(), 16);
-    if (p.epilogue == VectorEpilogue::silu) return tiles;
-    units += ceil_div(tiles, 2);
-  }
-  return units;
 }
 
 template <class T>
@@ -164,11 +151,10 @@ int most_clusters(WideKernel<T> kernel, const WidePlan& p) {
 }
 
 template <class T>
-void run_wide(const VectorProblem& p, const VectorResources& r, int cluster, cudaStream_t stream) {
-  const PackedWeight& first = p.segment[0].w->packed;
-  const PackedShape& s = first.shape;
-  const std::int64_t units = wide_units(p);
-  const WidePlan plan = choose_wide(s, units, cluster, r);
+void run_wide(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) {
+  const PackedShape& s = p.segment[0].w->packed.shape;
+  const std::int64_t units = vector_units(p);
+  const WidePlan plan = choose_wide(s, units, r);
   const WideKernel<T> kernel = wide_kernel<T>(s);
   REQUIRE(kernel != nullptr && plan.cluster > 0,
           "wide vector product of " + p.x.shape() + " does not fit the device");
@@ -177,50 +163,14 @@ void run_wide(const VectorProblem& p, const VectorResources& r, int cluster, cud
                         std::to_string(plan.cluster) + " blocks");
   WideArgs<T> w{};
   VectorArgs<T>& a = w.v;
-  a.rows = static_cast<int>(p.x.rows);
-  a.cols = static_cast<int>(p.x.cols);
+  a = problem_args<T>(p);
   a.blocks = static_cast<int>(s.col_blocks());
-  while ((std::int64_t{32} << a.half_shift) < p.head_dim) ++a.half_shift;
-  for (int i = 0; i < p.segments; ++i) {
-    const VectorSegment& segment = p.segment[i];
-    VectorWeight<T>& out = a.weight[i];
-    out.rows = segment.w->rows();
-    out.tiles = static_cast<int>(ceil_div(out.rows, 16));
-    out.data = static_cast<const unsigned char*>(segment.w->packed.records.data);
-    out.row_units = static_cast<const unsigned char*>(segment.w->packed.row_units.data);
-    out.out = segment.out;
-    out.out_stride = segment.out_stride;
-    out.position_stride = segment.position_stride;
-    if (i < 2) a.segment_units[i] = static_cast<int>(ceil_div(out.tiles, 2));
-  }
-  a.units = static_cast<int>(units);
   a.slices = 1;
   a.stages = plan.stages;
-  a.x = static_cast<const T*>(p.x.data);
-  a.x_stride = p.x.stride;
-  a.norm = static_cast<const T*>(p.norm.data);
-  a.eps = p.eps;
-  a.wide = aligned_rows(p.x, 16, 8) && aligned_rows(p.norm, 16, 1);
-  a.book = static_cast<const float*>(first.book.data);
-  a.cos = static_cast<const float*>(p.cos.data);
-  a.sin = static_cast<const float*>(p.sin.data);
-  a.cos_stride = p.cos.stride;
-  a.sin_stride = p.sin.stride;
-  a.position = static_cast<const std::int32_t*>(p.position.data);
-  a.positions = static_cast<int>(std::min<std::int64_t>(p.positions, 0x7fffffff));
-  a.record_bytes = static_cast<int>(s.record_bytes());
-  a.unit_bytes = static_cast<int>(s.unit_bytes());
-  a.units_per_record = static_cast<int>(s.groups_per_record());
-  a.scale_kind = s.scale_dtype == DType::f32 ? 0 : s.scale_dtype == DType::f16 ? 1 : 2;
-  a.zero_offset =
-      s.zeros ? static_cast<int>(16 * static_cast<std::int64_t>(dtype_bytes(s.scale_dtype))) : 0;
-  a.constant_zero = static_cast<float>(1 << (s.bits - 1));
   a.x_row_bytes = static_cast<int>(plan.x_row);
   a.sum_offset = static_cast<int>(plan.sums);
   a.red_offset = static_cast<int>(plan.red);
   a.ring_offset = static_cast<int>(plan.ring);
-  a.out_f32 = p.out_dtype == DType::f32;
-  a.epilogue = p.epilogue;
   w.cluster = plan.cluster;
   w.clusters = static_cast<int>(std::min<std::int64_t>(units, most));
   w.tile_bytes = s.col_blocks() * s.record_bytes();
@@ -231,7 +181,7 @@ void run_wide(const VectorProblem& p, const VectorResources& r, int cluster, cud
   w.x_offset = static_cast<int>(plan.sums + std::int64_t{plan.longest} * wide_sum_bytes);
   w.delay = plan.delay;
   w.rings = plan.rings;
-  w.early = std::min(1, plan.stages);  // x would wait behind more
+  w.early = 1;  // x would wait behind more
   w.halves = plan.halves;
   w.kept = plan.kept;
   const WideLaunch launch(w.clusters, plan, stream);
@@ -249,7 +199,7 @@ bool vector_wide_fits(const VectorProblem& p, const VectorResources& r) {
   }
   const PackedShape& s = p.segment[0].w->packed.shape;
   if (!r.sm90) return false;
-  const WidePlan plan = choose_wide(s, wide_units(p), 0, r);
+  const WidePlan plan = choose_wide(s, vector_units(p), r);
   if (plan.cluster == 0) return false;
   const auto runs = [&](auto kernel) {
     return kernel != nullptr && most_clusters(kernel, plan) > 0;
@@ -259,39 +209,19 @@ bool vector_wide_fits(const VectorProblem& p, const VectorResources& r) {
 }
 
 bool vector_wide_fits(const PackedShape& shape, std::int64_t rows, const VectorResources& r) {
-  Linear w;
-  w.packed.shape = shape;
-  VectorProblem p;
-  p.x = make_view(nullptr, DType::bf16, DeviceKind::cuda, rows, shape.cols);
-  p.segment[0].w = &w;
-  return vector_wide_fits(p, r);
+  return vector_wide_fits(VectorShapeProblem(shape, rows).problem, r);
 }
 
-void vector_wide_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream,
-                         int cluster) {
-  REQUIRE(p.x.rows >= 1 && p.x.rows <= vector_max_rows && p.segments >= 1 && p.segments <= 3 &&
-              (cluster == 0 || cluster == 1 || cluster == 2 || cluster == 4 || cluster == 8),
-          "wide vector product of " + p.x.shape());
-  require_cuda("wide vector product", {p.x});
-  REQUIRE((p.epilogue != VectorEpilogue::silu && p.epilogue != VectorEpilogue::qkv) ||
-              p.out_dtype == p.x.dtype,
-          "wide vector product: a fused result has the dtype of x");
-  REQUIRE(p.norm.empty() || (p.norm.dtype == p.x.dtype && p.norm.cols == p.x.cols),
-          "wide vector product: norm " + p.norm.shape());
-  for (int i = 0; i < p.segments; ++i) {
-    const Linear& w = *p.segment[i].w;
-    REQUIRE(w.is_packed() && w.packed.permutation.data == nullptr && w.cols() == p.x.cols &&
-                (i == 0 || vector_compatible(*p.segment[0].w, w)),
-            "wide vector product of " + p.x.shape() + ": segment " + std::to_string(i) +
-                " does not fit");
-    check_packed_weight("wide vector product", w.packed, DeviceKind::cuda);
-  }
+void vector_wide_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream) {
+  check_vector_problem(p);
+  const Linear& w = *p.segment[0].w;  // the others are like it
+  REQUIRE(w.is_packed() && w.packed.permutation.data == nullptr,
+          "wide vector product of " + p.x.shape() + ": a dense or permuted weight");
   REQUIRE(r.sm90, "wide vector product: the code that runs has no thread block clusters");
   if (p.x.dtype == DType::f16) {
-    run_wide<__half>(p, r, cluster, stream);
+    run_wide<__half>(p, r, stream);
   } else {
-    REQUIRE(p.x.dtype == DType::bf16, "wide vector product of " + p.x.shape());
-    run_wide<__nv_bfloat16>(p, r, cluster, stream);
+    run_wide<__nv_bfloat16>(p, r, stream);
   }
 }
 

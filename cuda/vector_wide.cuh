@@ -147,11 +147,9 @@ __global__ void __launch_bounds__(wide_threads, 1)
     vector_wide_kernel(const __grid_constant__ WideArgs<T> wide) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ std::uint32_t pairs[C::kBook ? 256 : 1];
   using M = HalfMagic<T>;
   constexpr bool kPlain = kMode == wide_plain;
   constexpr bool kFine = kMode == wide_fine;
-  constexpr bool sums_used = !C::kBook;
   chain_trigger();
   const VectorArgs<T>& args = wide.v;
   // Plain: sizes are constants.
@@ -180,12 +178,6 @@ __global__ void __launch_bounds__(wide_threads, 1)
     }
     __syncwarp();
     cluster_arrive();  // the barriers exist
-    if constexpr (C::kBook) {
-      for (int i = static_cast<int>(threadIdx.x) - wide_workers; i < 256; i += wide_finishers) {
-        pairs[i] = pack2<T>(args.book[i % 16], args.book[i / 16]);
-      }
-      __syncwarp();
-    }
     chain_wait();
     cluster_wait();
     if (args.norm != nullptr) {
@@ -279,7 +271,7 @@ __global__ void __launch_bounds__(wide_threads, 1)
 #pragma unroll 1
   for (int k = 0; k < my_blocks; ++k) {
     load_fragments(b, x_at + k * stride * 256, args.x_row_bytes);
-    if (!sums_used || half_begin != 0) continue;
+    if (half_begin != 0) continue;
     // Sums of x as products with ones: they come out where lanes need them.
     const std::uint32_t one = pack2<T>(1.0F, 1.0F);
     const std::uint32_t ones[4] = {one, one, one, one};
@@ -329,84 +321,49 @@ __global__ void __launch_bounds__(wide_threads, 1)
         std::uint32_t low[2 * C::kLow];
         [[maybe_unused]] std::uint32_t high[C::kHigh > 0 ? 2 * C::kHigh : 1];
         float product[2][4];
-        [[maybe_unused]] float product2[2][4];
 #pragma unroll
         for (int u = 0; u < 4; ++u) {
           load_code_plane<C::kLow>(at, lane, u, low);
           if constexpr (C::kHigh > 0) load_code_plane<C::kHigh>(at + 256 * C::kLow, lane, u, high);
-          if (u == 0 || kFine) {
-            clear(product);
-            if constexpr (C::kTerms == 2) clear(product2);
-          }
+          if (u == 0 || kFine) clear(product);
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
             const int p = (2 * u + s) * 4;
             std::uint32_t a[4];
 #pragma unroll
-            for (int q = 0; q < 4; ++q) {
-              if constexpr (C::kBook) {
-                const std::uint32_t bits = half_pair_bits<C::kLow, 0>(low, p + q, 0);
-                a[q] = pairs[(bits | bits >> 12) & 0xffU];
-              } else {
-                a[q] = half_pair_bits<C::kLow, 0>(low, p + q, M::kLow);
-              }
-            }
+            for (int q = 0; q < 4; ++q) a[q] = half_pair_bits<C::kLow, 0>(low, p + q, M::kLow);
 #pragma unroll
             for (int n = 0; n < 2; ++n) mma<T>(product[n], a, b[n][u][2 * s], b[n][u][2 * s + 1]);
             if constexpr (C::kHigh > 0) {
-              constexpr int up = C::kTerms == 2 ? 0 : M::kHighUp;
-              constexpr std::uint32_t magic = C::kTerms == 2 ? M::kLow : M::kHigh;
 #pragma unroll
-              for (int q = 0; q < 4; ++q) a[q] = half_pair_bits<C::kHigh, up>(high, p + q, magic);
-#pragma unroll
-              for (int n = 0; n < 2; ++n) {
-                mma<T>(C::kTerms == 2 ? product2[n] : product[n], a, b[n][u][2 * s],
-                       b[n][u][2 * s + 1]);
+              for (int q = 0; q < 4; ++q) {
+                a[q] = half_pair_bits<C::kHigh, M::kHighUp>(high, p + q, M::kHigh);
               }
+#pragma unroll
+              for (int n = 0; n < 2; ++n) mma<T>(product[n], a, b[n][u][2 * s], b[n][u][2 * s + 1]);
             }
           }
           if (u != 3 && !kFine) continue;
-          constexpr float offset =
-              C::kTerms == 2 || C::kHigh == 0 ? M::kLowOffset : M::kLowOffset + M::kHighOffset;
+          constexpr float offset = M::kLowOffset + (C::kHigh > 0 ? M::kHighOffset : 0.0F);
           int index = 0;
           if constexpr (kFine) index = args.units_per_record == 4 ? u : u / 2;
-          [[maybe_unused]] float sum[2][2];
-          if constexpr (sums_used) {
-            const float4 v = *reinterpret_cast<const float4*>(sum_at + k * stride * wide_sum_bytes +
-                                                              (kFine ? u : 0) * 64);
-            sum[0][0] = v.x;
-            sum[0][1] = v.y;
-            sum[1][0] = v.z;
-            sum[1][1] = v.w;
+          const float4 v = *reinterpret_cast<const float4*>(sum_at + k * stride * wide_sum_bytes +
+                                                            (kFine ? u : 0) * 64);
+          const float sum[2][2] = {{v.x, v.y}, {v.z, v.w}};
+          float2 scale;
+          float2 zero;
+          if constexpr (kPlain) {
+            scale = __half22float2(*reinterpret_cast<const __half2*>(coefficients + 4 * g));
+            const uchar2 z = *reinterpret_cast<const uchar2*>(coefficients + 32 + 2 * g);
+            zero = {static_cast<float>(z.x), static_cast<float>(z.y)};
+          } else if (!kFine && args.units_per_record == 0) {
+            load_unit(args, row_unit, 2 * g, scale, zero);
+          } else {
+            load_unit(args, coefficients + index * args.unit_bytes, 2 * g, scale, zero);
           }
-#pragma unroll
-          for (int term = 0; term < C::kTerms; ++term) {
-            float2 scale;
-            float2 zero;
-            const int place = term * 16 + 2 * g;
-            if constexpr (kPlain) {
-              scale = __half22float2(*reinterpret_cast<const __half2*>(coefficients + 4 * g));
-              const uchar2 z = *reinterpret_cast<const uchar2*>(coefficients + 32 + 2 * g);
-              zero = {static_cast<float>(z.x), static_cast<float>(z.y)};
-            } else if (!kFine && args.units_per_record == 0) {
-              load_unit(args, row_unit, place, scale, zero);
-            } else {
-              load_unit(args, coefficients + index * args.unit_bytes, place, scale, zero);
-            }
-            if constexpr (C::kBook) {
-#pragma unroll
-              for (int n = 0; n < 2; ++n) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                  acc[n][e] = fmaf(e < 2 ? scale.x : scale.y, product[n][e], acc[n][e]);
-                }
-              }
-            } else {
-              zero.x += offset;
-              zero.y += offset;
-              add_scaled(acc, term == 0 ? product : product2, sum, scale, zero, M::kUnit);
-            }
-          }
+          zero.x += offset;
+          zero.y += offset;
+          add_scaled(acc, product, sum, scale, zero, M::kUnit);
         }
         __syncwarp();  // all lanes have left the stage
         request();

@@ -17,9 +17,7 @@ namespace engine {
                                     const VectorResources& r);
 
 // As vector_product(), with the same meaning of all fields; uses no partials and no counters.
-// `cluster`: blocks that divide the columns, 1, 2, 4 or 8; 0: chosen. Throws if the problem does
-// not fit. Results repeat bit by bit for the same problem, device and `cluster`.
-void vector_wide_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream,
-                         int cluster = 0);
+// Throws if the problem does not fit. Results repeat bit by bit for the same problem and device.
+void vector_wide_product(const VectorProblem& p, const VectorResources& r, cudaStream_t stream);
 
 }  // namespace engine

@@ -41,9 +41,11 @@ struct WideArgs {
   int red_buffers;                // units whose sums may wait in a block
   int part_buffers, part_offset;  // the same of those that come from the blocks of the cluster
   int x_offset;
-  int delay;    // units by which a block finishes its own ones later
-  int rings;    // warps of a block that may have work
-  int early;    // stages to ask for before the preceding kernel is done
+  int delay;  // units by which a block finishes its own ones later
+  int rings;  // warps of a block that may have work
+  // Stages to ask for before the preceding kernel is done. An argument, because the compiler makes
+  // a second copy of the code, with spills, for a constant.
+  int early;
   bool halves;  // a warp multiplies one tile of a unit, else both
   bool kept;    // a warp has one block of columns only
 };
