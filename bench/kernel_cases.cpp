@@ -210,6 +210,8 @@ void Cases::add_fused(const ModelConfig& config, const std::string& model) {
   const WeightSpec q_spec = packed_spec({"", q_dim, config.hidden}, 4);
   const WeightSpec kv_spec = packed_spec({"", kv_dim, config.hidden}, 4);
   const WeightSpec gate_spec = packed_spec({"", config.intermediate, config.hidden}, 4);
+  const WeightSpec o_spec = packed_spec({"", config.hidden, q_dim}, 4);
+  const WeightSpec down_spec = packed_spec({"", config.hidden, config.intermediate}, 4);
   const WeightSpec head_spec = dense_spec({"", config.vocab, config.hidden}, dtype);
   const auto norm_and_x = [=](Workbench& bench, std::int64_t m, auto& step) {
     step.x = bench.random(dtype, m, config.hidden);
@@ -277,6 +279,40 @@ void Cases::add_fused(const ModelConfig& config, const std::string& model) {
                         s.gate = &gate[i];
                         s.up = &up[i];
                         ops.gate_up(s);
+                      };
+                      return p;
+                    }});
+  }
+  // Without the next queries: what follows attention in the last layer.
+  for (const std::int64_t m : vector_rows) {
+    out_.push_back({"block_tail" + tail("b4g128", m), [=](Workbench& bench) {
+                      Ops& ops = bench.ops();
+                      const WeightCopies& gate = bench.weights(gate_spec);
+                      const WeightCopies& up = bench.more_weights(gate_spec, gate.copies());
+                      const WeightCopies& o = bench.more_weights(o_spec, gate.copies());
+                      const WeightCopies& down = bench.more_weights(down_spec, gate.copies());
+                      BlockTail step;
+                      Prepared p;
+                      p.bytes = norm_and_x(bench, m, step.mlp);
+                      step.a = bench.random(dtype, m, q_dim);
+                      step.mlp.out = bench.make(dtype, m, config.intermediate);
+                      step.mlp.scratch.u = bench.make(dtype, m, config.intermediate);
+                      step.mlp.scratch.workspace =
+                          bench.make(DType::u8, 1,
+                                     std::max({workspace_bytes(ops, gate_spec, m, dtype),
+                                               workspace_bytes(ops, o_spec, m, dtype),
+                                               workspace_bytes(ops, down_spec, m, dtype)}));
+                      p.bytes += gate.bytes() + up.bytes() + o.bytes() + down.bytes() +
+                                 step.a.bytes() + step.mlp.out.bytes();
+                      p.flops = 2 * m * config.hidden * (q_dim + 3 * config.intermediate);
+                      p.work.copies = gate.copies();
+                      p.work.launch = [=, &ops, &gate, &up, &o, &down](std::int64_t i) {
+                        BlockTail s = step;
+                        s.o = &o[i];
+                        s.mlp.gate = &gate[i];
+                        s.mlp.up = &up[i];
+                        s.down = &down[i];
+                        ops.block_tail(s);
                       };
                       return p;
                     }});

@@ -137,11 +137,12 @@ TEST(BenchLatency, FewerBitsAreFewerBytes) {
 TEST(BenchKernels, EveryKindOfKernelIsMeasured) {
   const TemporaryDirectory d;
   const fs::path google = d.path() / "google.json";
-  const Json json = report_of(
-      {"kernels", "--shapes", "tiny-test", "--repeat", "3", "--json", google, "--filter",
-       "(gate/(b4g128|b3g128|codebook4g128|binary2g128|dense)/f32/m1$|expand/.*gate/b2|"
-       "matrix/.*gate/b5g128/f32/m32|format/.*b6g0s/f32/m16|(qkv_step|gate_up|norm_linear|"
-       "norm_head)/.*m2$|attention_step/.*/len256/m4)"});
+  const Json json =
+      report_of({"kernels", "--shapes", "tiny-test", "--repeat", "3", "--json", google, "--filter",
+                 "(gate/(b4g128|b3g128|codebook4g128|binary2g128|dense)/f32/m1$|expand/.*gate/b2|"
+                 "matrix/.*gate/b5g128/f32/m32|format/.*b6g0s/f32/"
+                 "m16|(qkv_step|gate_up|block_tail|norm_linear|"
+                 "norm_head)/.*m2$|attention_step/.*/len256/m4)"});
   ASSERT_TRUE(json.contains("kernels"));
   expect_positive(json.at("ceilings"), {"read_gb_per_s", "copy_gb_per_s", "matmul_tflop_per_s"});
   std::set<std::string> kinds;
@@ -156,9 +157,9 @@ TEST(BenchKernels, EveryKindOfKernelIsMeasured) {
     expect_near(number(row, "gb_per_s"), number(row, "bytes") * 1e-3 / number(row, "us"));
     expect_near(number(row, "read_share"), number(row, "gb_per_s") / read);
   }
-  const std::set<std::string> expected = {"vector",   "matrix",        "expand",      "dense",
-                                          "format",   "gate_up",       "norm_linear", "norm_head",
-                                          "qkv_step", "attention_step"};
+  const std::set<std::string> expected = {"vector",    "matrix",   "expand",        "dense",
+                                          "format",    "gate_up",  "block_tail",    "norm_linear",
+                                          "norm_head", "qkv_step", "attention_step"};
   EXPECT_EQ(kinds, expected);
   const Json written = Json::parse(read_bytes(google));
   EXPECT_EQ(written.at("benchmarks").size(), json.at("kernels").size());

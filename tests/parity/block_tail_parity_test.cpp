@@ -13,15 +13,16 @@ struct TailCase {
   std::int64_t group = 128;
   std::int64_t batch = 1;
   DType dtype = DType::bf16;
-  bool dense = false, quantized_cache = false, last = false;
+  bool dense = false, quantized_cache = false, last = false, permuted = false;
   // 4096 and more: several units for each block of threads, and some for only a part of them.
   std::int64_t hidden = 512, intermediate = 1280;
   [[nodiscard]] std::string name() const {
     return (dense ? std::string("dense")
                   : "b" + std::to_string(bits) + "g" + std::to_string(group)) +
            "_batch" + std::to_string(batch) + "_" + dtype_name(dtype) +
-           (quantized_cache ? "_8bit" : "_plain") + (last ? "_last" : "") + "_" +
-           std::to_string(hidden) + "x" + std::to_string(intermediate);
+           (quantized_cache ? "_8bit" : "_plain") + (last ? "_last" : "") +
+           (permuted ? "_permuted" : "") + "_" + std::to_string(hidden) + "x" +
+           std::to_string(intermediate);
   }
 };
 
@@ -41,6 +42,11 @@ std::vector<TailCase> tail_cases() {
   cases.push_back({.bits = 4, .batch = 1, .hidden = 4096, .intermediate = 14336});
   cases.push_back({.bits = 2, .batch = 3, .hidden = 4096, .intermediate = 11008});
   cases.push_back({.batch = 1, .dense = true});
+  // Columns that end within a record, row tiles that pair with nothing; permutations of their own.
+  for (const int bits : {2, 4, 8}) {
+    cases.push_back({.bits = bits, .batch = 2, .hidden = 320, .intermediate = 720});
+    cases.push_back({.bits = bits, .batch = 1, .permuted = true});
+  }
   return cases;
 }
 
@@ -54,7 +60,7 @@ constexpr std::int64_t head_dim = 64;
 TEST_P(Tail, EqualsItsParts) {
   const TailCase& p = GetParam();
   const std::uint64_t seed = seed_of(p.name());
-  const std::int64_t kv_dim = p.hidden / 4;
+  const std::int64_t kv_dim = p.hidden / 256 * head_dim;
   // o, gate, up, down, q, k, v.
   struct Size {
     std::int64_t rows, cols;
@@ -63,16 +69,20 @@ TEST_P(Tail, EqualsItsParts) {
                         {p.intermediate, p.hidden}, {p.hidden, p.intermediate},
                         {p.hidden, p.hidden},       {kv_dim, p.hidden},
                         {kv_dim, p.hidden}};
+  // Linears of one input share its permutation.
+  const std::uint64_t inputs[] = {1, 2, 2, 3, 4, 4, 4};
   std::vector<PackedOperands> packed;
   std::vector<Operand> dense;
   for (const Size& size : sizes) {
-    const std::uint64_t own = seed + 17 * (packed.size() + dense.size());
+    const std::size_t index = packed.size() + dense.size();
+    const std::uint64_t own = seed + 17 * index;
+    const std::uint64_t order = inputs[index];
     if (p.dense) {
       dense.push_back(Operand(Role::input, p.dtype, size.rows, size.cols).bell(own, 0.05));
     } else {
       packed.emplace_back(packed_shape(size.rows, size.cols, PackedKind::affine, p.bits, p.group,
                                        p.bits == 3 ? DType::f32 : DType::f16, p.bits != 8),
-                          false, own);
+                          p.permuted, own, Layout::tight, order);
     }
   }
   const Operand a = Operand(Role::input, p.dtype, p.batch, p.hidden).bell(seed, 1.0);
@@ -113,6 +123,10 @@ TEST_P(Tail, EqualsItsParts) {
         continue;
       }
       w[i].packed = packed[i].weight(v, first_weight + 4 * i);
+      // The same permutation is the same memory, as in a model.
+      for (std::size_t j = 0; j < i; ++j) {
+        if (inputs[j] == inputs[i]) w[i].packed.permutation = w[j].packed.permutation;
+      }
       bytes = std::max(bytes, ops.packed_workspace_bytes(packed[i].shape, p.batch, p.dtype,
                                                          PackedKernel::automatic));
     }
