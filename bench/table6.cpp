@@ -169,7 +169,7 @@ Json Table6Command::measure(const std::string& name, WeightSource& source, WorkF
     job.dtype = device_.compute_dtype(*ops, source.linear_dtype());
     job.out = file.path();
     job.threads = device_.threads;
-    if (method->needs().hessian) {
+    if (method->needs().data()) {
       const Calibration& c = calibration(source);
       job.calibration = c.tokens;
       job.calibration_protocol = c.protocol;
@@ -254,7 +254,7 @@ void Table6Command::run() {
   for (const std::string& name : methods) {
     const std::unique_ptr<Method> method = configured(name);
     method->check(source->config());
-    needs_data = needs_data || method->needs().hessian;
+    needs_data = needs_data || method->needs().data();
   }
   std::vector<std::unique_ptr<WorkFile>> files;
   for (const std::string& name : methods) {

@@ -20,12 +20,13 @@ struct GridParams {
   bool mse;
   bool half;  // arithmetic in f16, else f32
   DType scale_dtype;
+  bool reciprocal;
 };
 
 inline GridParams grid_params(const GridSpec& spec) {
   check_grid_spec(spec);
-  return {static_cast<float>(spec.max_code()), spec.rule,       spec.symmetric, spec.mse,
-          spec.arithmetic == DType::f16,       spec.scale_dtype};
+  return {static_cast<float>(spec.max_code()), spec.rule,        spec.symmetric, spec.mse,
+          spec.arithmetic == DType::f16,       spec.scale_dtype, spec.reciprocal};
 }
 
 struct DeviceRange {
@@ -110,7 +111,9 @@ __device__ inline UnitGrid unit_grid(DeviceRange range, const GridParams& p) {
     case GridRule::awq: {
       const float width =
           fmaxf(in_arithmetic(p.half, __fsub_rn(range.hi, range.lo)), in_arithmetic(p.half, 1e-5F));
-      const float scale = stored_scale(in_arithmetic(p.half, __fdiv_rn(width, p.top)), p);
+      const float step =
+          p.reciprocal ? __fmul_rn(width, __fdiv_rn(1.0F, p.top)) : __fdiv_rn(width, p.top);
+      const float scale = stored_scale(in_arithmetic(p.half, step), p);
       const float zero = -rintf(in_arithmetic(p.half, __fdiv_rn(range.lo, scale)));
       return {scale, saturated_zero(clamp_float(zero, 0.0F, p.top))};
     }

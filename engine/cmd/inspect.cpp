@@ -36,8 +36,8 @@ Json inspect_packed(const std::filesystem::path& path, bool verify) {
       Json row;
       row["linear"] = name;
       row["scheme"] = scheme_name(linear.weight);
-      for (const char* key :
-           {"outcome", "relative_error", "bits_stored", "bytes_stored", "bytes_on_disk"}) {
+      for (const char* key : {"outcome", "relative_error", "bits_nominal", "bits_stored",
+                              "bytes_stored", "bytes_on_disk"}) {
         if (linear.entry.contains(key)) row[key] = linear.entry[key];
       }
       rows.push_back(row);

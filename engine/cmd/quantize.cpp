@@ -140,7 +140,7 @@ void QuantizeCommand::run() {
   report.add_device(*ops);
   report["compute_dtype"] = dtype_name(job.dtype);
 
-  if (method_->needs().hessian) {
+  if (method_->needs().data()) {
     if (calibration_.file.empty()) {
       if (source->describe()["kind"] != "synthetic") {
         throw Error(ErrorCode::usage,

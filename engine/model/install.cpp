@@ -4,7 +4,10 @@
 #include <cstring>
 #include <vector>
 
+#include "engine/core/parallel.h"
+#include "engine/weight/codec.h"
 #include "engine/weight/pattern.h"
+#include "engine/weight/row_decoder.h"
 #include "formats/bits.h"
 
 namespace engine {
@@ -45,8 +48,29 @@ std::vector<std::int32_t> host_zeros(const LinearWeight& w, const AffinePattern&
   return zeros;
 }
 
-[[noreturn]] void no_decoder(const LinearWeight& w, const std::string& name) {
-  throw Error(ErrorCode::usage, name + ": no device decoder for the scheme " + scheme_name(w));
+// Decoded rows that wait for the device at a time, at least one row.
+constexpr std::int64_t max_slice_bytes = std::int64_t{16} << 20U;
+
+// Any weight: decoded on the host in slices of rows, which need no memory on the device. While one
+// slice travels the next is decoded.
+void install_by_rows(const LinearWeight& w, const std::string& name, Loader& loader, View out,
+                     int threads) {
+  validate(w, "memory", name);  // a plane of a wrong size must not be read past its end
+  const RowDecoder decoder(w);
+  const std::int64_t row_bytes = out.cols * static_cast<std::int64_t>(dtype_bytes(out.dtype));
+  const std::int64_t slice = std::clamp<std::int64_t>(max_slice_bytes / row_bytes, 1, w.rows);
+  const std::int64_t grain = std::max<std::int64_t>(1, std::min<std::int64_t>(slice / 64, 16));
+  ThreadPool pool(threads);
+  for (std::int64_t first = 0; first < w.rows; first += slice) {
+    const std::int64_t n = std::min(slice, w.rows - first);
+    const View host =
+        make_view(loader.stage(slice * row_bytes), out.dtype, DeviceKind::cpu, n, out.cols);
+    pool.run(n, grain, [&](std::int64_t begin, std::int64_t end) {
+      decoder.decode(first + begin, host.row_range(begin, end - begin));
+    });
+    loader.ops().upload(host, out.row_range(first, n));
+    loader.staged();
+  }
 }
 
 }  // namespace
@@ -74,17 +98,16 @@ void read_zeros(const Plane& plane, const std::byte* bytes, std::span<std::int32
   }
 }
 
-void plan_install(const LinearWeight& w, const std::string& name, Arena& arena) {
+void plan_install(const LinearWeight& w, Arena& arena) {
   const Arena::Scope scope(arena);
   if (match_dense(w)) return;
-  const auto affine = match_affine(w);
-  if (!affine) no_decoder(w, name);
-  make_scratch(w, *affine, arena);
+  if (const auto affine = match_affine(w)) make_scratch(w, *affine, arena);
 }
 
-void install_linear(const LinearWeight& w, const std::string& name, Loader& loader, View out) {
+void install_linear(const LinearWeight& w, const std::string& name, Loader& loader, View out,
+                    int threads) {
   if (loader.arena().is_measuring()) {
-    plan_install(w, name, loader.arena());
+    plan_install(w, loader.arena());
     return;
   }
   REQUIRE(out.rows == w.rows && out.cols == w.cols, name + " is not " + out.shape());
@@ -98,7 +121,11 @@ void install_linear(const LinearWeight& w, const std::string& name, Loader& load
     return;
   }
   const auto affine = match_affine(w);
-  if (!affine) no_decoder(w, name);
+  if (!affine) {
+    install_by_rows(w, name, loader, out, threads);
+    ops.synchronize();
+    return;
+  }
   const AffinePattern& p = *affine;
   const Arena::Scope scope(loader.arena());
   const AffineScratch s = make_scratch(w, p, loader.arena());

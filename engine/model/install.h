@@ -11,15 +11,17 @@
 
 namespace engine {
 
-// out [rows, cols], any float dtype. Planes are host bytes. Patterns with a device decoder: dense,
-// and one affine term over full support (pattern.h); anything else throws Error(usage) naming the
-// scheme. On a measuring arena only the scratch is counted (planes may be null then).
-void install_linear(const LinearWeight& weight, const std::string& name, Loader& loader, View out);
+// out [rows, cols], f32, f16 or bf16. Any valid weight; planes are host bytes. Dense weights and
+// one affine term over full support (pattern.h) are decoded on the device, all others on the host
+// (weight/row_decoder.h) by `threads` threads (0: all) through the loader's stages. On a measuring
+// arena only the scratch is counted (planes may be null then).
+void install_linear(const LinearWeight& weight, const std::string& name, Loader& loader, View out,
+                    int threads = 0);
 
 // A zero plane's values, row by row; `bytes` is its data.
 void read_zeros(const Plane& plane, const std::byte* bytes, std::span<std::int32_t> out);
 
 // The scratch alone, for plans: same layout as install_linear.
-void plan_install(const LinearWeight& weight, const std::string& name, Arena& arena);
+void plan_install(const LinearWeight& weight, Arena& arena);
 
 }  // namespace engine

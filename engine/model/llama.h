@@ -90,6 +90,14 @@ struct BlockRun {
 // Called with each tap's input as it appears; returning false ends the block there.
 using TapFn = std::function<bool(Tap, const View&)>;
 
+// The two halves, from the normalized input h [batch * len, hidden] to what joins the residual
+// stream: out = half(h), or out += half(h). h may be s.h, which is left as it is. Returns false if
+// `tap` (attn_out or mlp_out) ended it; out is then untouched.
+bool llama_attention(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View h,
+                     View out, bool accumulate, const TapFn& tap);
+bool llama_mlp(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View h, View out,
+               bool accumulate, const TapFn& tap);
+
 // x [batch * len, hidden] becomes the block's output in place (unless `tap` ended it).
 void llama_block(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View x,
                  const TapFn& tap);

@@ -36,38 +36,50 @@ void attend(const BlockRun& run, const BlockScratch& s, View q, View k, View v, 
   }
 }
 
+bool seen(const TapFn& tap, Tap t, const View& v) { return !tap || tap(t, v); }
+
 }  // namespace
 
-void llama_block(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View x,
-                 const TapFn& tap) {
+bool llama_attention(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View h,
+                     View out, bool accumulate, const TapFn& tap) {
   Ops& ops = run.ops;
-  const ModelConfig& c = run.config;
-  const std::int64_t rows = x.rows;
-  const std::int64_t len = rows / run.batch;
-  const auto window = [&](const View& v) { return v.row_range(0, rows); };
-  const auto seen = [&](Tap t, const View& v) { return !tap || tap(t, v); };
-  const View h = window(s.h), q = window(s.q), k = window(s.k), v = window(s.v), a = window(s.a),
-             g = window(s.g), u = window(s.u);
-  const Positions positions{run.start, len};
-
-  ops.rmsnorm(x, w.attn_norm, static_cast<float>(c.rms_eps), h);
-  if (!seen(Tap::attn_in, h)) return;
+  const std::int64_t head_dim = run.config.head_dim;
+  const auto window = [&](const View& v) { return v.row_range(0, h.rows); };
+  const View q = window(s.q), k = window(s.k), v = window(s.v), a = window(s.a);
+  const Positions positions{run.start, h.rows / run.batch};
   ops.linear(h, w[Site::q], q, false, s.workspace, run.kernel);
   ops.linear(h, w[Site::k], k, false, s.workspace, run.kernel);
   ops.linear(h, w[Site::v], v, false, s.workspace, run.kernel);
-  ops.rope(q, c.head_dim, run.rope.cos, run.rope.sin, positions);
-  ops.rope(k, c.head_dim, run.rope.cos, run.rope.sin, positions);
+  ops.rope(q, head_dim, run.rope.cos, run.rope.sin, positions);
+  ops.rope(k, head_dim, run.rope.cos, run.rope.sin, positions);
   attend(run, s, q, k, v, a);
-  if (!seen(Tap::attn_out, a)) return;
-  ops.linear(a, w[Site::o], x, true, s.workspace, run.kernel);
+  if (!seen(tap, Tap::attn_out, a)) return false;
+  ops.linear(a, w[Site::o], out, accumulate, s.workspace, run.kernel);
+  return true;
+}
 
-  ops.rmsnorm(x, w.mlp_norm, static_cast<float>(c.rms_eps), h);
-  if (!seen(Tap::mlp_in, h)) return;
+bool llama_mlp(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View h, View out,
+               bool accumulate, const TapFn& tap) {
+  Ops& ops = run.ops;
+  const View g = s.g.row_range(0, h.rows), u = s.u.row_range(0, h.rows);
   ops.linear(h, w[Site::gate], g, false, s.workspace, run.kernel);
   ops.linear(h, w[Site::up], u, false, s.workspace, run.kernel);
   ops.silu_mul(g, u, g);
-  if (!seen(Tap::mlp_out, g)) return;
-  ops.linear(g, w[Site::down], x, true, s.workspace, run.kernel);
+  if (!seen(tap, Tap::mlp_out, g)) return false;
+  ops.linear(g, w[Site::down], out, accumulate, s.workspace, run.kernel);
+  return true;
+}
+
+void llama_block(const BlockRun& run, const BlockWeights& w, const BlockScratch& s, View x,
+                 const TapFn& tap) {
+  const View h = s.h.row_range(0, x.rows);
+  const auto eps = static_cast<float>(run.config.rms_eps);
+  run.ops.rmsnorm(x, w.attn_norm, eps, h);
+  if (!seen(tap, Tap::attn_in, h)) return;
+  if (!llama_attention(run, w, s, h, x, true, tap)) return;
+  run.ops.rmsnorm(x, w.mlp_norm, eps, h);
+  if (!seen(tap, Tap::mlp_in, h)) return;
+  llama_mlp(run, w, s, h, x, true, tap);
 }
 
 }  // namespace engine

@@ -1,4 +1,4 @@
-// A packed .qw file as a weight source: planes are read, verified and decoded on the device.
+// A packed .qw file as a weight source: planes are read, verified and decoded (install.h).
 #include <algorithm>
 #include <thread>
 
@@ -59,7 +59,7 @@ class PackedSource final : public WeightSource {
     const std::string name = linear_name(layer, site);
     const PackedLinear& linear = model_.linears.at(name);
     if (loader.arena().is_measuring()) {
-      plan_install(linear.weight, name, loader.arena());
+      plan_install(linear.weight, loader.arena());
       return;
     }
     LinearWeight weight = linear.weight;
@@ -69,7 +69,7 @@ class PackedSource final : public WeightSource {
       weight.planes[i].data = bytes.back().view();
     }
     validate(weight, reader_.name(), "linears." + name);
-    install_linear(weight, name, loader, out);
+    install_linear(weight, name, loader, out, static_cast<int>(threads_));
   }
   [[nodiscard]] std::optional<PackedLayout> packed_layout(std::int64_t layer,
                                                           Site site) const override {

@@ -9,9 +9,13 @@
 #include <initializer_list>
 
 #include "engine/ops/attn_ops.h"
+#include "engine/ops/awq_ops.h"
+#include "engine/ops/billm_ops.h"
 #include "engine/ops/fused_ops.h"
 #include "engine/ops/packed_ops.h"
+#include "engine/ops/pbllm_ops.h"
 #include "engine/ops/quant_ops.h"
+#include "engine/ops/slim_ops.h"
 #include "engine/ops/step_ops.h"
 
 namespace engine {
@@ -121,6 +125,92 @@ inline OpCost gptq_sweep(const GptqProblem& p) {
   const std::int64_t factor = d * (d + 1) / 2 * size;
   return {2 * p.w.bytes() + factor + bytes_of({p.column_group, p.scales, p.zeros, p.codes, p.loss}),
           rows * d * (d - 1) + 5 * rows * d};
+}
+
+// The compensation, one multiply-add per (row, pair of columns), and the two searches: a pass of
+// binarization costs four operations a weight (two sums, a difference, a sign), an error three.
+inline OpCost billm_sweep(const BillmProblem& p) {
+  const std::int64_t rows = p.w.rows, d = p.w.cols;
+  const auto size = static_cast<std::int64_t>(dtype_bytes(p.r.dtype));
+  OpCost c{2 * p.w.bytes() + d * (d + 1) / 2 * size +
+               bytes_of({p.first, p.second, p.salient, p.percent, p.loss}),
+           0};
+  for (const View& v : p.scales) c.bytes += v.bytes();
+  for (const View& v : p.means) c.bytes += v.bytes();
+  const std::int64_t columns = std::min(p.max_salient, p.block - 1);
+  const std::int64_t breaks = billm_last_percent - billm_first_percent + 1;
+  c.flops = rows * d * (d - 1) + rows * d * (columns * (4 * p.rest_passes + 3) + breaks * (4 + 3));
+  return c;
+}
+
+inline OpCost add_abs_sums(const View& x, const View& sums) {
+  return {x.bytes() + 2 * sums.bytes(), x.count()};
+}
+
+// Scale, minimum and maximum, five operations onto the grid, two back, unscale.
+inline OpCost round_trip_scaled(const View& w, const View& s, const View& out) {
+  return pass({w, s, out}, 11);
+}
+
+// The lower triangle of h is read.
+inline OpCost moment_loss(const View& a, const View& b, const View& h) {
+  return {bytes_of({a, b}) + h.rows * (h.rows + 1) / 2 * 4,
+          a.count() + a.rows * h.rows * (h.rows + 1)};
+}
+
+// Each candidate: onto the grid and back (about ten operations), and its error through the smaller
+// of the samples and their moment.
+inline OpCost awq_clip(const AwqClipProblem& p) {
+  const std::int64_t unit = p.grid.unit(p.w.cols), n = p.x.rows;
+  const std::int64_t moment = unit <= n ? n * p.w.cols * unit : 0;
+  return {2 * p.w.bytes() + bytes_of({p.x, p.choice, p.loss, p.plain_loss}),
+          moment + p.candidates * p.w.count() * (10 + 2 * std::min(unit, n))};
+}
+
+// The diagonal alone, or the triangle and its inversion.
+inline OpCost slim_divisors(const View& r, bool inverse, const View& out) {
+  const std::int64_t d = r.rows;
+  const auto size = static_cast<std::int64_t>(dtype_bytes(r.dtype));
+  if (!inverse) return {d * size + out.bytes(), d};
+  return {d * (d + 1) / 2 * size + out.bytes(), d * d * d / 3};
+}
+
+// At each of the three widths: minimum, maximum, five operations onto the grid, two back.
+inline OpCost slim_candidates(const View& w, const View& base, const View& lower,
+                              const View& higher) {
+  return pass({w, base, lower, higher}, 3 * 9 + 2);
+}
+
+// Two softmaxes of three operations; a difference, an exponential, a product, a sum.
+inline OpCost softmax_kl(const View& y, const View& reference, const View& kl) {
+  return {bytes_of({y, reference}) + 2 * kl.bytes(), 10 * y.count()};
+}
+
+// The compensation as in gptq_sweep, and 101 candidates of about eight operations.
+inline OpCost slim_sweep(const SlimProblem& p) {
+  const std::int64_t rows = p.w.rows, d = p.w.cols;
+  const auto size = static_cast<std::int64_t>(dtype_bytes(p.r.dtype));
+  return {2 * p.w.bytes() + d * (d + 1) / 2 * size +
+              bytes_of({p.bits, p.middle_zero, p.scales, p.zeros, p.means, p.codes, p.loss}),
+          rows * d * (d - 1) + rows * d * (5 + (p.search ? 101 * 8 : 0))};
+}
+
+// Four passes for the order statistic, of three operations a weight with the Hessian's metric, and
+// two sums.
+inline OpCost pbllm_select(const PbllmSelect& p) {
+  const std::int64_t n = p.w.count();
+  return {p.w.bytes() + bytes_of({p.salient, p.means, p.scales}),
+          (p.metric == PbllmMetric::hessian ? 4 * 3 * n : 0) + 4 * n};
+}
+
+// The compensation as in gptq_sweep, and about four operations to quantize each weight.
+inline OpCost pbllm_sweep(const PbllmProblem& p) {
+  const std::int64_t rows = p.w.rows, d = p.w.cols;
+  const auto size = static_cast<std::int64_t>(dtype_bytes(p.r.dtype));
+  return {
+      2 * p.w.bytes() + d * (d + 1) / 2 * size +
+          bytes_of({p.salient, p.means, p.scales, p.high_scales, p.high_zeros, p.codes, p.loss}),
+      (p.compensate ? rows * d * (d - 1) : 0) + 4 * rows * d};
 }
 
 // Subtract the zero, scale; once for each term.

@@ -56,6 +56,34 @@ class CpuOps final : public Ops {
   [[nodiscard]] std::int64_t gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                   std::int64_t block, DType factor) override;
 
+  // AwqOps
+  void add_abs_sums(View x, View sums) override;
+  void scale_weights(View w, View s, View t, View out) override;
+  void round_trip_scaled(View w, View s, const GridSpec& spec, View out) override;
+  void moment_loss(View a, View b, View h, View out, View workspace) override;
+  [[nodiscard]] std::int64_t moment_loss_bytes(std::int64_t rows, std::int64_t d) override;
+  void awq_clip(const AwqClipProblem& problem) override;
+  [[nodiscard]] std::int64_t awq_clip_bytes(std::int64_t rows, std::int64_t d, const GridSpec& grid,
+                                            std::int64_t n) override;
+
+  // SlimOps
+  void slim_divisors(View r, bool inverse, View out) override;
+  void slim_salience(View w, View divisors, std::int64_t group, View out) override;
+  void slim_candidates(View w, int bits, std::int64_t group, DType scale_dtype, View base,
+                       View lower, View higher) override;
+  void softmax_kl(View y, View reference, double floor, View kl) override;
+  void slim_sweep(const SlimProblem& problem) override;
+  [[nodiscard]] std::int64_t slim_workspace_bytes(std::int64_t rows, std::int64_t d,
+                                                  std::int64_t group, DType factor) override;
+
+  // PbllmOps
+  void pbllm_select(const PbllmSelect& problem) override;
+  [[nodiscard]] std::int64_t pbllm_select_bytes(std::int64_t rows, std::int64_t d,
+                                                std::int64_t groups) override;
+  void pbllm_sweep(const PbllmProblem& problem) override;
+  [[nodiscard]] std::int64_t pbllm_workspace_bytes(std::int64_t rows, std::int64_t d,
+                                                   std::int64_t block, DType factor) override;
+
   // PackedOps
   void repack(View codes, View scales, View zeros, const PackedWeight& out) override;
   void unpack(const PackedWeight& w, View codes, View scales, View zeros) override;
@@ -82,6 +110,11 @@ class CpuOps final : public Ops {
                    View workspace) override;
   [[nodiscard]] std::int64_t sample_step_bytes(std::int64_t batch,
                                                std::int64_t vocab) const override;
+
+  // BillmOps
+  void billm_sweep(const BillmProblem& problem) override;
+  [[nodiscard]] std::int64_t billm_workspace_bytes(std::int64_t rows, std::int64_t d,
+                                                   std::int64_t block, DType factor) override;
 
   // Ops
   [[nodiscard]] DeviceKind kind() const override { return DeviceKind::cpu; }

@@ -11,10 +11,14 @@
 
 #include "engine/core/memory.h"
 #include "engine/ops/attn_ops.h"
+#include "engine/ops/awq_ops.h"
+#include "engine/ops/billm_ops.h"
 #include "engine/ops/dense_ops.h"
 #include "engine/ops/fused_ops.h"
 #include "engine/ops/packed_ops.h"
+#include "engine/ops/pbllm_ops.h"
 #include "engine/ops/quant_ops.h"
+#include "engine/ops/slim_ops.h"
 #include "engine/ops/step_ops.h"
 
 namespace engine {
@@ -36,7 +40,15 @@ class Recording {
   virtual ~Recording() = default;
 };
 
-class Ops : public DenseOps, public AttnOps, public QuantOps, public PackedOps, public StepOps {
+class Ops : public DenseOps,
+            public AttnOps,
+            public QuantOps,
+            public PackedOps,
+            public StepOps,
+            public SlimOps,
+            public BillmOps,
+            public AwqOps,
+            public PbllmOps {
  public:
   // Fused ops, defined in fused_ops.cpp by composition.
   virtual void qkv_step(const QkvStep& s);

@@ -10,10 +10,15 @@ constexpr std::size_t max_spans = 2048;
 }  // namespace
 
 const std::vector<std::string>& TraceOps::op_names() {
-  static const std::vector<std::string> names = {"attention",
+  static const std::vector<std::string> names = {"add_abs_sums",
+                                                 "attention",
                                                  "attention_step",
                                                  "attention_step_bytes",
                                                  "attention_workspace_bytes",
+                                                 "awq_clip",
+                                                 "awq_clip_bytes",
+                                                 "billm_sweep",
+                                                 "billm_workspace_bytes",
                                                  "block_tail",
                                                  "convert",
                                                  "copy",
@@ -40,10 +45,16 @@ const std::vector<std::string>& TraceOps::op_names() {
                                                  "linear",
                                                  "mark",
                                                  "matmul",
+                                                 "moment_loss",
+                                                 "moment_loss_bytes",
                                                  "norm_linear",
                                                  "pack_codes",
                                                  "packed_matmul",
                                                  "packed_workspace_bytes",
+                                                 "pbllm_select",
+                                                 "pbllm_select_bytes",
+                                                 "pbllm_sweep",
+                                                 "pbllm_workspace_bytes",
                                                  "qkv_step",
                                                  "quantize_codes",
                                                  "record",
@@ -52,11 +63,19 @@ const std::vector<std::string>& TraceOps::op_names() {
                                                  "rmsnorm",
                                                  "rope",
                                                  "rope_step",
+                                                 "round_trip_scaled",
                                                  "row_argmax",
                                                  "row_nll",
                                                  "sample_step",
                                                  "sample_step_bytes",
+                                                 "scale_weights",
                                                  "silu_mul",
+                                                 "slim_candidates",
+                                                 "slim_divisors",
+                                                 "slim_salience",
+                                                 "slim_sweep",
+                                                 "slim_workspace_bytes",
+                                                 "softmax_kl",
                                                  "square_sums",
                                                  "synchronize",
                                                  "unpack",
@@ -258,6 +277,97 @@ std::int64_t TraceOps::gptq_workspace_bytes(std::int64_t rows, std::int64_t d, s
   return ops_.gptq_workspace_bytes(rows, d, block, factor);
 }
 
+// AwqOps
+
+void TraceOps::add_abs_sums(View x, View sums) {
+  run("add_abs_sums", cost::add_abs_sums(x, sums), [&] { ops_.add_abs_sums(x, sums); });
+}
+
+void TraceOps::scale_weights(View w, View s, View t, View out) {
+  run("scale_weights", cost::pass({w, s, t, out}, 2), [&] { ops_.scale_weights(w, s, t, out); });
+}
+
+void TraceOps::round_trip_scaled(View w, View s, const GridSpec& spec, View out) {
+  run("round_trip_scaled", cost::round_trip_scaled(w, s, out),
+      [&] { ops_.round_trip_scaled(w, s, spec, out); });
+}
+
+void TraceOps::moment_loss(View a, View b, View h, View out, View workspace) {
+  run("moment_loss", cost::moment_loss(a, b, h),
+      [&] { ops_.moment_loss(a, b, h, out, workspace); });
+}
+
+std::int64_t TraceOps::moment_loss_bytes(std::int64_t rows, std::int64_t d) {
+  std::int64_t bytes = 0;
+  run("moment_loss_bytes", {}, [&] { bytes = ops_.moment_loss_bytes(rows, d); });
+  return bytes;
+}
+
+void TraceOps::awq_clip(const AwqClipProblem& problem) {
+  run("awq_clip", cost::awq_clip(problem), [&] { ops_.awq_clip(problem); });
+}
+
+std::int64_t TraceOps::awq_clip_bytes(std::int64_t rows, std::int64_t d, const GridSpec& grid,
+                                      std::int64_t n) {
+  std::int64_t bytes = 0;
+  run("awq_clip_bytes", {}, [&] { bytes = ops_.awq_clip_bytes(rows, d, grid, n); });
+  return bytes;
+}
+
+// SlimOps
+
+void TraceOps::slim_divisors(View r, bool inverse, View out) {
+  run("slim_divisors", cost::slim_divisors(r, inverse, out),
+      [&] { ops_.slim_divisors(r, inverse, out); });
+}
+
+void TraceOps::slim_salience(View w, View divisors, std::int64_t group, View out) {
+  run("slim_salience", cost::pass({w, divisors, out}, 3),
+      [&] { ops_.slim_salience(w, divisors, group, out); });
+}
+
+void TraceOps::slim_candidates(View w, int bits, std::int64_t group, DType scale_dtype, View base,
+                               View lower, View higher) {
+  run("slim_candidates", cost::slim_candidates(w, base, lower, higher),
+      [&] { ops_.slim_candidates(w, bits, group, scale_dtype, base, lower, higher); });
+}
+
+void TraceOps::softmax_kl(View y, View reference, double floor, View kl) {
+  run("softmax_kl", cost::softmax_kl(y, reference, kl),
+      [&] { ops_.softmax_kl(y, reference, floor, kl); });
+}
+
+void TraceOps::slim_sweep(const SlimProblem& problem) {
+  run("slim_sweep", cost::slim_sweep(problem), [&] { ops_.slim_sweep(problem); });
+}
+
+std::int64_t TraceOps::slim_workspace_bytes(std::int64_t rows, std::int64_t d, std::int64_t group,
+                                            DType factor) {
+  ++entry("slim_workspace_bytes").calls;
+  return ops_.slim_workspace_bytes(rows, d, group, factor);
+}
+
+// PbllmOps
+
+void TraceOps::pbllm_select(const PbllmSelect& problem) {
+  run("pbllm_select", cost::pbllm_select(problem), [&] { ops_.pbllm_select(problem); });
+}
+
+std::int64_t TraceOps::pbllm_select_bytes(std::int64_t rows, std::int64_t d, std::int64_t groups) {
+  ++entry("pbllm_select_bytes").calls;
+  return ops_.pbllm_select_bytes(rows, d, groups);
+}
+
+void TraceOps::pbllm_sweep(const PbllmProblem& problem) {
+  run("pbllm_sweep", cost::pbllm_sweep(problem), [&] { ops_.pbllm_sweep(problem); });
+}
+
+std::int64_t TraceOps::pbllm_workspace_bytes(std::int64_t rows, std::int64_t d, std::int64_t block,
+                                             DType factor) {
+  ++entry("pbllm_workspace_bytes").calls;
+  return ops_.pbllm_workspace_bytes(rows, d, block, factor);
+}
+
 // PackedOps
 
 void TraceOps::repack(View codes, View scales, View zeros, const PackedWeight& out) {
@@ -332,6 +442,18 @@ void TraceOps::sample_step(View logits, const SampleOptions& options, const Step
 std::int64_t TraceOps::sample_step_bytes(std::int64_t batch, std::int64_t vocab) const {
   ++entry("sample_step_bytes").calls;
   return ops_.sample_step_bytes(batch, vocab);
+}
+
+// BillmOps
+
+void TraceOps::billm_sweep(const BillmProblem& problem) {
+  run("billm_sweep", cost::billm_sweep(problem), [&] { ops_.billm_sweep(problem); });
+}
+
+std::int64_t TraceOps::billm_workspace_bytes(std::int64_t rows, std::int64_t d, std::int64_t block,
+                                             DType factor) {
+  ++entry("billm_workspace_bytes").calls;
+  return ops_.billm_workspace_bytes(rows, d, block, factor);
 }
 
 // Fused ops

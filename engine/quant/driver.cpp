@@ -47,7 +47,14 @@ class Run {
   }
   void run_block(std::int64_t layer);
   void collect(std::span<const Tap> taps, const Hessians& hessians, bool with_output);
+  GroupPass group_pass(std::int64_t layer, Tap tap, const View& hessian);
+  void study_tap(std::int64_t layer, Tap tap, const View& hessian);
   void quantize_tap(std::int64_t layer, Tap tap, const View& hessian);
+  void install_results(std::int64_t layer, std::span<const SiteTask> sites,
+                       std::vector<SiteResult>& results);
+  void quantize_whole_block(std::int64_t layer);
+  void compare_outputs(std::int64_t layer, const View& original, const View& quantized,
+                       const View& sums);
   void advance_stream(std::int64_t layer, bool measure);
   void resume_block(std::int64_t layer);
   StreamPass stream_pass();
@@ -91,7 +98,7 @@ StreamPass Run::stream_pass() {
 
 void Run::run() {
   const TokenWindows& tokens = job_.calibration;
-  if (needs_.hessian) {
+  if (needs_.data()) {
     batch_ = effective_batch(job_);
     hidden_ = arena_.make(MemTag::hidden_stream, job_.dtype, tokens.rows(), config_.hidden);
     reference_ =
@@ -146,8 +153,7 @@ void Run::collect(std::span<const Tap> taps, const Hessians& hessians, bool with
       });
 }
 
-void Run::quantize_tap(std::int64_t layer, Tap tap, const View& hessian) {
-  const Arena::Scope scope(arena_);
+GroupPass Run::group_pass(std::int64_t layer, Tap tap, const View& hessian) {
   GroupPass pass{.ops = ops_,
                  .arena = arena_,
                  .ledger = *job_.ledger,
@@ -156,25 +162,58 @@ void Run::quantize_tap(std::int64_t layer, Tap tap, const View& hessian) {
                  .tap = tap,
                  .sites = {},
                  .hessian = hessian,
-                 .sequences = job_.calibration.windows};
+                 .sequences = job_.calibration.windows,
+                 .input_rows = needs_.hessian ? batch_ * job_.calibration.seq : 0};
   for (const Site s : all_sites) {
     if (tap_of(s) == tap) pass.sites.push_back({s, weights_[s].dense});
   }
+  return pass;
+}
+
+// Lets the method see the inputs themselves, of which the statistics are only a sum.
+void Run::study_tap(std::int64_t layer, Tap tap, const View& hessian) {
+  const Arena::Scope scope(arena_);
+  GroupPass pass = group_pass(layer, tap, hessian);
+  const InputReplay replay = [&](const std::function<void(const View& x)>& visit) {
+    const Arena::Scope inner(arena_);
+    const StreamPass stream = stream_pass();
+    const View copy =
+        arena_.make(MemTag::activations, job_.dtype, batch_ * stream.seq, config_.hidden);
+    if (dry()) return;
+    capture(stream, hidden_, copy,
+            [&](Tap at, const View& x) {
+              if (at == tap) visit(x);
+              return at != tap;
+            },
+            {});
+  };
+  timed("study", [&] { job_.method->study_group(pass, replay); });
+}
+
+void Run::quantize_tap(std::int64_t layer, Tap tap, const View& hessian) {
+  const Arena::Scope scope(arena_);
+  GroupPass pass = group_pass(layer, tap, hessian);
   std::vector<SiteResult> results;
   {
     const Arena::Scope solver(arena_);
     timed("solve", [&] { results = job_.method->quantize_group(pass); });
   }
-  REQUIRE(results.size() == pass.sites.size(), "one result per site");
+  install_results(layer, pass.sites, results);
+}
+
+// From here on the block uses what the planes decode to, in place of the originals.
+void Run::install_results(std::int64_t layer, std::span<const SiteTask> sites,
+                          std::vector<SiteResult>& results) {
+  REQUIRE(results.size() == sites.size(), "one result per site");
   const View sums = arena_.make(MemTag::solver, DType::f64, 1, 2);
   for (std::size_t i = 0; i < results.size(); ++i) {
-    const SiteTask& task = pass.sites[i];
+    const SiteTask& task = sites[i];
     const std::string name = linear_name(layer, task.site);
     const Arena::Scope site_scope(arena_);
-    // From here on the block uses what the planes decode to, in place of the original.
     const View decoded =
         arena_.make(MemTag::solver, job_.dtype, task.weight.rows, task.weight.cols);
-    timed("install", [&] { install_linear(results[i].weight, name, loader_, decoded); });
+    timed("install",
+          [&] { install_linear(results[i].weight, name, loader_, decoded, job_.threads); });
     if (dry()) continue;
     timed("install", [&] {
       ops_.square_sums(task.weight, decoded, sums);
@@ -184,7 +223,9 @@ void Run::quantize_tap(std::int64_t layer, Tap tap, const View& hessian) {
       if (!std::isfinite(error)) {
         throw Error(ErrorCode::numeric, name + ": the quantized weights are not finite");
       }
-      results[i].details["relative_error"] = error;
+      if (!results[i].details.contains("relative_error")) {
+        results[i].details["relative_error"] = error;
+      }
       ops_.copy(decoded, task.weight);
     });
     timed("write", [&] { writer_->add_linear(name, std::move(results[i])); });
@@ -199,15 +240,80 @@ void Run::advance_stream(std::int64_t layer, bool measure) {
   propagate(pass, hidden_);
   check_stream(ops_, hidden_, "layers." + std::to_string(layer));
   if (!measure) return;
-  const std::int64_t rows = reference_.rows;
-  ops_.square_sums(reference_, hidden_.row_range(0, rows), sums);
+  compare_outputs(layer, reference_, hidden_.row_range(0, reference_.rows), sums);
+}
+
+void Run::compare_outputs(std::int64_t layer, const View& original, const View& quantized,
+                          const View& sums) {
+  ops_.square_sums(original, quantized, sums);
   double host[2];
   ops_.download(sums, host_view(host, 1, 2));
   writer_->note_block(layer, host[1] > 0 ? host[0] / host[1] : 0.0);
 }
 
+// The method sees the block as a whole. The original block's outputs are needed twice: the first
+// batch's to measure the quantized block, and all of them if they go on to the next block.
+void Run::quantize_whole_block(std::int64_t layer) {
+  const Arena::Scope scope(arena_);
+  const View norms = arena_.make(MemTag::solver, DType::f32, 2, config_.hidden);
+  const View sums = arena_.make(MemTag::solver, DType::f64, 1, 2);
+  std::vector<SiteResult> results;
+  bool norms_changed = false;
+  {
+    const Arena::Scope method_scope(arena_);
+    BlockPass pass{.ops = ops_,
+                   .arena = arena_,
+                   .ledger = *job_.ledger,
+                   .config = config_,
+                   .layer = layer,
+                   .stream = stream_pass(),
+                   .hidden = hidden_,
+                   .copy = {},
+                   .attn_norm = norms.row_range(0, 1),
+                   .mlp_norm = norms.row_range(1, 1)};
+    pass.copy = arena_.make(MemTag::activations, job_.dtype, reference_.rows, config_.hidden);
+    if (!dry()) {
+      ops_.convert(weights_.attn_norm, pass.attn_norm);
+      ops_.convert(weights_.mlp_norm, pass.mlp_norm);
+    }
+    timed("solve", [&] { results = job_.method->quantize_block(pass); });
+    norms_changed = pass.norms_changed;
+    timed("propagate", [&] {
+      if (dry()) return;
+      ops_.copy(hidden_.row_range(0, reference_.rows), reference_);
+      propagate(pass.stream, needs_.original_stream ? hidden_ : reference_);
+    });
+  }
+  std::vector<SiteTask> sites;
+  for (const Site s : all_sites) sites.push_back({s, weights_[s].dense});
+  install_results(layer, sites, results);
+  if (norms_changed && !dry()) {
+    std::vector<float> host(static_cast<std::size_t>(norms.count()));
+    ops_.download(norms, host_view(host.data(), norms.rows, norms.cols));
+    const auto middle = host.begin() + config_.hidden;
+    writer_->replace_norms(layer, {host.begin(), middle}, {middle, host.end()});
+    ops_.convert(norms.row_range(0, 1), weights_.attn_norm);
+    ops_.convert(norms.row_range(1, 1), weights_.mlp_norm);
+  }
+  if (!needs_.original_stream) {
+    timed("propagate", [&] { advance_stream(layer, true); });
+    return;
+  }
+  const StreamPass pass = stream_pass();
+  if (dry()) return;
+  timed("propagate", [&] {
+    check_stream(ops_, hidden_, "layers." + std::to_string(layer));
+    propagate(pass, reference_);
+    compare_outputs(layer, hidden_.row_range(0, reference_.rows), reference_, sums);
+  });
+}
+
 void Run::run_block(std::int64_t layer) {
   timed("load", [&] { load_block(*job_.source, layer, loader_, weights_); });
+  if (needs_.block) {
+    quantize_whole_block(layer);
+    return;
+  }
   if (!needs_.hessian) {
     for (const Tap tap : all_taps) quantize_tap(layer, tap, View{});
     return;
@@ -220,6 +326,7 @@ void Run::run_block(std::int64_t layer) {
       const Tap only[] = {tap};
       timed("capture", [&] { collect(only, hessians, tap == Tap::attn_in); });
       check_interrupt();
+      if (needs_.study) study_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
       quantize_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
     }
   } else {
@@ -227,6 +334,10 @@ void Run::run_block(std::int64_t layer) {
     Hessians hessians;
     for (const Tap tap : all_taps) hessians.of[static_cast<std::size_t>(tap)] = make_hessian(tap);
     timed("capture", [&] { collect(all_taps, hessians, true); });
+    if (needs_.study) {
+      for (const Tap tap : all_taps)
+        study_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
+    }
     for (const Tap tap : all_taps) {
       check_interrupt();
       quantize_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
@@ -236,11 +347,10 @@ void Run::run_block(std::int64_t layer) {
 }
 
 void Run::resume_block(std::int64_t layer) {
-  if (!needs_.hessian) return;  // nothing flows from block to block
+  if (!needs_.data()) return;  // nothing flows from block to block
   timed("replay", [&] {
     load_block(*job_.source, layer, loader_, weights_);
-    for (const Site s : all_sites)
-      writer_->install(linear_name(layer, s), loader_, weights_[s].dense);
+    if (!needs_.original_stream) writer_->install(layer, loader_, weights_);
     advance_stream(layer, false);
   });
 }

@@ -24,7 +24,7 @@ struct QuantizeJob {
   bool resume = false;
   bool restart = false;  // discard the finished blocks of an interrupted run
   int zstd_level = 1;
-  int threads = 0;      // of the writer; 0: all
+  int threads = 0;      // of the writer and of decoding on the host; 0: all
   bool poison = false;  // fill device memory with NaN when it is handed out; for tests
 };
 

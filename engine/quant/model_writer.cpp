@@ -1,6 +1,7 @@
 #include "engine/quant/model_writer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -41,7 +42,7 @@ ModelWriter::ModelWriter(const QuantizeJob& job) : job_(job), config_(job.source
   identity_["device"] = job.ops->kind() == DeviceKind::cpu ? "cpu" : "cuda";
   identity_["calibration"] = job.calibration_protocol;
   // The order in which the statistics are summed up.
-  if (job.method->needs().hessian) identity_["batch"] = effective_batch(job);
+  if (job.method->needs().data()) identity_["batch"] = effective_batch(job);
 
   processor_ = job.ops->info().model;
   outer_ = {"embed_tokens.weight"};
@@ -141,7 +142,31 @@ void ModelWriter::check_resumed(const JsonObject& state) const {
   }
 }
 
-void ModelWriter::install(const std::string& name, Loader& loader, View out) const {
+void ModelWriter::install(std::int64_t layer, Loader& loader, const BlockWeights& out) const {
+  const std::string prefix = "layers." + std::to_string(layer) + ".";
+  install_norm(prefix + "input_layernorm.weight", loader, out.attn_norm);
+  install_norm(prefix + "post_attention_layernorm.weight", loader, out.mlp_norm);
+  for (const Site s : all_sites) install_linear_of(linear_name(layer, s), loader, out[s].dense);
+}
+
+void ModelWriter::install_norm(const std::string& name, Loader& loader, View out) const {
+  const Json& entry = dense_.at(name);
+  if (!entry.contains("replaced")) return;
+  const std::int64_t bytes = out.cols * static_cast<std::int64_t>(sizeof(float));
+  const auto plane = entry["plane"].get<std::uint32_t>();
+  if (writer_->planes()[plane].raw_bytes != static_cast<std::uint64_t>(bytes)) {
+    throw FormatError(job_.out.string() + ".journal", "dense." + name,
+                      std::to_string(bytes) + " bytes",
+                      std::to_string(writer_->planes()[plane].raw_bytes));
+  }
+  std::vector<float> values(static_cast<std::size_t>(out.cols));
+  const auto raw = std::as_writable_bytes(std::span(values));
+  writer_->read_plane(plane, raw);
+  loader.put(raw, DType::f32, out);
+  loader.ops().synchronize();
+}
+
+void ModelWriter::install_linear_of(const std::string& name, Loader& loader, View out) const {
   PackedLinear linear = parse_linear_entry(linears_.at(name), job_.out.string(), "linears." + name);
   std::vector<Buffer> storage;
   for (std::size_t i = 0; i < linear.planes.size(); ++i) {
@@ -153,7 +178,7 @@ void ModelWriter::install(const std::string& name, Loader& loader, View out) con
                                            static_cast<std::size_t>(plane.raw_bytes())});
   }
   validate(linear.weight, job_.out.string(), "linears." + name);
-  install_linear(linear.weight, name, loader, out);
+  install_linear(linear.weight, name, loader, out, job_.threads);
 }
 
 void ModelWriter::add_linear(const std::string& name, SiteResult result) {
@@ -188,8 +213,17 @@ void ModelWriter::note_block(std::int64_t layer, double relative_error) {
   });
 }
 
+void ModelWriter::replace_norms(std::int64_t layer, std::vector<float> attn,
+                                std::vector<float> mlp) {
+  const std::string prefix = "layers." + std::to_string(layer) + ".";
+  replaced_[prefix + "input_layernorm.weight"] = std::move(attn);
+  replaced_[prefix + "post_attention_layernorm.weight"] = std::move(mlp);
+}
+
 void ModelWriter::add_dense(const std::string& name, Loader& loader) {
-  const DenseInfo info = job_.source->dense_info(name);
+  DenseInfo info = job_.source->dense_info(name);
+  const auto replaced = replaced_.extract(name);
+  if (!replaced.empty()) info.dtype = DType::f32;
   const std::int64_t bytes =
       info.rows * info.cols * static_cast<std::int64_t>(dtype_bytes(info.dtype));
   queue_->wait_for_room(bytes);
@@ -197,8 +231,13 @@ void ModelWriter::add_dense(const std::string& name, Loader& loader) {
                                                   DType::u8, 1, bytes);
   const std::span<std::byte> span(static_cast<std::byte*>(raw->view().data),
                                   static_cast<std::size_t>(bytes));
-  job_.source->read_raw(name, loader, span);
-  queue_->push(bytes, [this, name, info, raw, span] {
+  if (replaced.empty()) {
+    job_.source->read_raw(name, loader, span);
+  } else {
+    REQUIRE(std::as_bytes(std::span(replaced.mapped())).size() == span.size(), name);
+    std::memcpy(span.data(), replaced.mapped().data(), span.size());
+  }
+  queue_->push(bytes, [this, name, info, raw, span, is_replaced = !replaced.empty()] {
     const std::int64_t bad =
         cpu_kernels(best_isa()).count_nonfinite(info.dtype, span.data(), info.rows * info.cols);
     if (bad != 0) {
@@ -208,6 +247,7 @@ void ModelWriter::add_dense(const std::string& name, Loader& loader) {
     Json entry;
     entry["plane"] = writer_->add_plane(name, span);
     entry["dtype"] = dtype_name(info.dtype);
+    if (is_replaced) entry["replaced"] = true;
     entry["rows"] = info.rows;
     entry["cols"] = info.cols;
     dense_[name] = entry;

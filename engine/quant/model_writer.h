@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -28,12 +29,15 @@ class ModelWriter {
 
   // Blocks that an earlier run completed.
   [[nodiscard]] std::int64_t resumed_blocks() const { return resumed_; }
-  // Decodes a linear of a resumed block from the file into `out`; before anything is added.
-  void install(const std::string& name, Loader& loader, View out) const;
+  // Decodes the linears of a resumed block from the file into `out`, and its norms if they were
+  // replaced; before anything is added.
+  void install(std::int64_t layer, Loader& loader, const BlockWeights& out) const;
 
   void add_linear(const std::string& name, SiteResult result);
   // Relative squared error of the block's output against the original block on the same inputs.
   void note_block(std::int64_t layer, double relative_error);
+  // Norms of the current block that replace the source's, f32 on the host, one per hidden unit.
+  void replace_norms(std::int64_t layer, std::vector<float> attn, std::vector<float> mlp);
   // Writes the block's norms and a checkpoint. While the writing lags behind the driver, a
   // checkpoint that the next one follows at once is left out, but not for longer than a second.
   void finish_block(std::int64_t layer, Loader& loader);
@@ -49,6 +53,8 @@ class ModelWriter {
 
  private:
   void check_resumed(const JsonObject& state) const;
+  void install_linear_of(const std::string& name, Loader& loader, View out) const;
+  void install_norm(const std::string& name, Loader& loader, View out) const;
   void add_dense(const std::string& name, Loader& loader);
   [[nodiscard]] std::int64_t queue_bytes() const;
   [[nodiscard]] Json bits() const;
@@ -57,7 +63,8 @@ class ModelWriter {
   ModelConfig config_;              // of the file: fewer layers when job.blocks is set
   std::string processor_;           // of the run: the last bits of sums depend on it
   std::vector<std::string> outer_;  // tensors outside the blocks that are still to be added
-  Json identity_;                   // everything that decides the file's bytes
+  std::map<std::string, std::vector<float>> replaced_;  // norms of the current block
+  Json identity_;                                       // everything that decides the file's bytes
   std::int64_t resumed_ = 0;
   std::atomic<int> checkpoints_waiting_{0};
 

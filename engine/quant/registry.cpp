@@ -3,7 +3,11 @@
 
 #define METHODS(METHOD) \
   METHOD(rtn)           \
-  METHOD(gptq)
+  METHOD(gptq)          \
+  METHOD(billm)         \
+  METHOD(awq)           \
+  METHOD(slimllm)       \
+  METHOD(pbllm)
 
 namespace engine {
 
@@ -20,6 +24,14 @@ struct Entry {
 constexpr Entry entries[] = {METHODS(ENTRY)};
 #undef ENTRY
 }  // namespace
+
+std::vector<SiteResult> Method::quantize_group(GroupPass&) {
+  REQUIRE(false, std::string(name()) + " quantizes whole blocks");
+}
+
+std::vector<SiteResult> Method::quantize_block(BlockPass&) {
+  REQUIRE(false, std::string(name()) + " quantizes tap by tap");
+}
 
 std::vector<std::string> method_names() {
   std::vector<std::string> names;

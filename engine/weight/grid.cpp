@@ -95,8 +95,9 @@ UnitGrid gptq_mse_grid(std::span<const float> w, Range range, const GridSpec& sp
 UnitGrid awq_grid(Range range, const GridSpec& spec) {
   const float width =
       std::max(in_arithmetic(spec, range.hi - range.lo), in_arithmetic(spec, 1e-5F));
-  const float scale =
-      stored_scale(in_arithmetic(spec, width / static_cast<float>(spec.max_code())), spec);
+  const auto steps = static_cast<float>(spec.max_code());
+  const float step = spec.reciprocal ? width * (1.0F / steps) : width / steps;
+  const float scale = stored_scale(in_arithmetic(spec, step), spec);
   const float zero = -std::nearbyint(in_arithmetic(spec, range.lo / scale));
   return {scale, to_zero(std::clamp(zero, 0.0F, static_cast<float>(spec.max_code())))};
 }
@@ -129,6 +130,7 @@ void check_grid_spec(const GridSpec& spec) {
           std::string("scale dtype ") + dtype_name(spec.scale_dtype));
   REQUIRE(spec.rule == GridRule::gptq || (!spec.symmetric && !spec.mse),
           "symmetric and mse belong to the rule gptq");
+  REQUIRE(spec.rule == GridRule::awq || !spec.reciprocal, "reciprocal belongs to the rule awq");
 }
 
 UnitGrid find_unit_grid(std::span<const float> w, const GridSpec& spec) {

@@ -24,6 +24,10 @@ struct GridSpec {
   GridRule rule = GridRule::gptq;
   bool symmetric = false;  // rule gptq only: zero = 2^(bits-1)
   bool mse = false;        // rule gptq only: shrink search on |error|^2.4
+  // Rule awq only: the step is the width times 1 / N instead of the width over N. That is how
+  // PyTorch divides by a number on a GPU. It decides the zero of a unit clipped at both ends, -lo /
+  // s = N / 2.
+  bool reciprocal = false;
   // Arithmetic of the rule, every operation rounded to it: f32, or f16 as AWQ's and OmniQuant's
   // code computes on half-precision weights.
   DType arithmetic = DType::f32;

@@ -1,5 +1,8 @@
 #include "engine/weight/plane_read.h"
 
+#include <algorithm>
+#include <bit>
+
 namespace engine {
 
 float read_float(const Plane& plane, std::int64_t r, std::int64_t c) {
@@ -45,17 +48,32 @@ SupportMask::SupportMask(const LinearWeight& weight, const Support& support)
   if (support.bitmap != Select::all) {
     bitmap_ = &weight.plane(support.bitmap_plane);
     bitmap_value_ = support.bitmap == Select::in;
+    column_bits_.resize((column_in_.size() + 7) / 8);
+    for (std::size_t c = 0; c < column_in_.size(); ++c) {
+      if (column_in_[c] != 0) column_bits_[c / 8] |= std::byte{1} << static_cast<int>(c % 8);
+    }
   }
+}
+
+std::int64_t SupportMask::count_row(std::int64_t r) const {
+  if (bitmap_ == nullptr) return columns_;
+  const std::byte* row = plane_row(*bitmap_, r);
+  const std::uint64_t flip = bitmap_value_ ? 0 : ~std::uint64_t{0};
+  std::int64_t total = 0;
+  for (std::size_t at = 0; at < column_bits_.size(); at += 8) {
+    const std::size_t n = std::min<std::size_t>(8, column_bits_.size() - at);
+    std::uint64_t bits = 0, columns = 0;
+    std::memcpy(&bits, row + at, n);
+    std::memcpy(&columns, column_bits_.data() + at, n);
+    total += std::popcount((bits ^ flip) & columns);
+  }
+  return total;
 }
 
 std::int64_t SupportMask::count() const {
   if (bitmap_ == nullptr) return rows_ * columns_;
   std::int64_t total = 0;
-  for (std::int64_t r = 0; r < rows_; ++r) {
-    for (std::int64_t c = 0; c < static_cast<std::int64_t>(column_in_.size()); ++c) {
-      total += test(r, c) ? 1 : 0;
-    }
-  }
+  for (std::int64_t r = 0; r < rows_; ++r) total += count_row(r);
   return total;
 }
 

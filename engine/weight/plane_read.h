@@ -49,13 +49,15 @@ class SupportMask {
     if (bitmap_ == nullptr) return true;
     return (read_code(*bitmap_, r, c) != 0) == bitmap_value_;
   }
-  // Supported weights of the whole matrix.
+  // Supported weights of one row, and of the whole matrix.
+  [[nodiscard]] std::int64_t count_row(std::int64_t r) const;
   [[nodiscard]] std::int64_t count() const;
 
  private:
   std::int64_t rows_;
   std::vector<char> column_in_;
-  std::int64_t columns_ = 0;  // how many are in
+  std::vector<std::byte> column_bits_;  // the same as a bitmap's row
+  std::int64_t columns_ = 0;            // how many are in
   const Plane* bitmap_ = nullptr;
   bool bitmap_value_ = true;
 };

@@ -57,7 +57,7 @@ QuantOutcome run_quantize(WeightSource& source, const QuantRun& run, Method& met
   job.ops = ops.get();
   job.ledger = &ledger;
   job.dtype = run.dtype;
-  if (method.needs().hessian) {
+  if (method.needs().data()) {
     job.calibration = run.calibration;
     job.calibration_protocol["source"] = "test";
   }
