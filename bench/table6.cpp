@@ -55,6 +55,17 @@ class WorkFile {
   bool keep_, done_ = false;
 };
 
+// Packed, or decoded if some linear's scheme has no packed kernel; the report says which.
+Exec packed_exec(const WeightSource& source) {
+  try {
+    require_packed(source);
+    return Exec::packed;
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::usage) throw;
+    return Exec::decoded;
+  }
+}
+
 class Table6Command final : public Command {
  public:
   [[nodiscard]] const char* name() const override { return "table6"; }
@@ -95,7 +106,8 @@ class Table6Command final : public Command {
   void run() override;
 
  private:
-  // The method with this command's --bits and --group, everything else at its defaults.
+  // The method with this command's --bits and --group as far as it has such options, everything
+  // else at its defaults.
   [[nodiscard]] std::unique_ptr<Method> configured(const std::string& name) const;
   // The calibration tokens, read once for all methods that need any.
   const Calibration& calibration(const WeightSource& source);
@@ -119,9 +131,14 @@ std::unique_ptr<Method> Table6Command::configured(const std::string& name) const
   std::unique_ptr<Method> method = make_method(name);
   CLI::App app;
   method->declare_options(app);
-  // CLI11 takes a vector from its end.
-  std::vector<std::string> words = {std::to_string(group_), "--group", std::to_string(bits_),
-                                    "--bits"};
+  std::vector<std::string> words;  // CLI11 takes a vector from its end
+  const auto give = [&](const char* option, std::int64_t value) {
+    if (app.get_option_no_throw(option) == nullptr) return;
+    words.push_back(std::to_string(value));
+    words.emplace_back(option);
+  };
+  give("--group", group_);
+  give("--bits", bits_);
   app.parse(words);
   return method;
 }
@@ -140,11 +157,12 @@ Json Table6Command::decode(const std::filesystem::path& file) {
   DecoderOptions options;
   options.dtype = device_.compute_dtype(*ops, source->linear_dtype());
   options.capacity = run_.prompt + run_.steps;
-  options.exec = Exec::packed;
+  options.exec = packed_exec(*source);
   options.max_steps = run_.steps + 1;
   Decoder decoder(*source, *ops, ledger, options);
   Json row = measure_decoding(decoder, *ops, run_, ceilings_);
   row["memory_bytes"] = before + decoder.planned_bytes();
+  row["exec"] = exec_name(options.exec);
   return row;
 }
 
@@ -297,14 +315,15 @@ void Table6Command::run() {
 
 void Table6Command::print(const Json& rows) const {
   std::vector<std::vector<std::string>> cells = {{"method", "quantize GB", "minutes", "decode GB",
-                                                  "token/s", "published GB", "published minutes",
-                                                  "published token/s"}};
+                                                  "exec", "token/s", "published GB",
+                                                  "published minutes", "published token/s"}};
   for (const Json& row : rows) {
     const Json& decoded = row.at("decode");
     std::vector<std::string> line = {row.at("method").get<std::string>(),
                                      fixed(row.at("quantize_peak_bytes").get<double>() * 1e-9, 2),
                                      fixed(row.at("quantize_s").get<double>() / 60, 2),
                                      fixed(decoded.at("memory_bytes").get<double>() * 1e-9, 2),
+                                     decoded.at("exec").get<std::string>(),
                                      fixed(decoded.at("token_per_s").get<double>(), 1)};
     const Json& published = row.at("published");
     for (const char* key : {"memory_gb", "minutes", "token_per_s"}) {

@@ -25,7 +25,7 @@ std::string WeightSpec::name() const {
       return "codebook" + std::to_string(shape.bits) + group;
     case PackedKind::binary2:
       return "binary2" + group;
-    case PackedKind::affine:
+    default:
       break;
   }
   return "b" + std::to_string(shape.bits) + group + (shape.zeros ? "" : "s");

@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "cuda/scheme.h"
 #include "cuda/vector.h"
 #include "engine/ops/ops.h"
 
@@ -78,12 +79,15 @@ class CudaOps final : public Ops {
                                             std::int64_t n) override;
 
   // SlimOps
-  void slim_divisors(View r, bool inverse, View out) override;
+  void slim_divisors(View r, bool inverse, View out, View workspace) override;
+  [[nodiscard]] std::int64_t slim_divisors_bytes(std::int64_t d, bool inverse,
+                                                 DType factor) override;
   void slim_salience(View w, View divisors, std::int64_t group, View out) override;
   void slim_candidates(View w, int bits, std::int64_t group, DType scale_dtype, View base,
                        View lower, View higher) override;
   void softmax_kl(View y, View reference, double floor, View kl) override;
   void slim_sweep(const SlimProblem& problem) override;
+  void slim_decode(const SlimDecode& problem) override;
   [[nodiscard]] std::int64_t slim_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                   std::int64_t group, DType factor) override;
 
@@ -94,6 +98,31 @@ class CudaOps final : public Ops {
   void pbllm_sweep(const PbllmProblem& problem) override;
   [[nodiscard]] std::int64_t pbllm_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                    std::int64_t block, DType factor) override;
+  void pbllm_split(View mask, View codes, View out, View ones, View workspace) override;
+  [[nodiscard]] std::int64_t pbllm_split_bytes(std::int64_t rows, std::int64_t d) override;
+  void pbllm_decode(const PbllmDecode& problem) override;
+
+  // TransformOps
+  void transform_rows(View x, const TransformView& q, bool inverse, View out) override;
+  void transpose(View in, View out) override;
+  void decode_midrise(View codes, int bits, View scales, View out) override;
+  void decode_lattice(View codes, LatticeBook book, View scales, bool accumulate,
+                      View out) override;
+  void place_columns(View x, View perm, View diagonal, View out) override;
+
+  // QuipOps
+  void column_squares(View w, View out) override;
+  void scale_moment(View h, View s, double scale, View out) override;
+  void code_targets(View w, View perm, View scales, View zeros, int bits, View out) override;
+  void ldlq_sweep(const LdlqProblem& problem) override;
+  [[nodiscard]] std::int64_t ldlq_workspace_bytes(std::int64_t rows, std::int64_t d) override;
+  void ldlq_greedy(const GreedyProblem& problem) override;
+  [[nodiscard]] std::int64_t greedy_workspace_bytes(std::int64_t rows, std::int64_t d) override;
+
+  // QuipSharpOps
+  void quipsharp_targets(View w, View squares, double factor, View out, View scale) override;
+  void quipsharp_sweep(const QuipSharpProblem& problem) override;
+  [[nodiscard]] std::int64_t quipsharp_workspace_bytes(std::int64_t rows, std::int64_t d) override;
 
   // PackedOps
   void repack(View codes, View scales, View zeros, const PackedWeight& out) override;
@@ -134,6 +163,7 @@ class CudaOps final : public Ops {
   void block_tail(const BlockTail& s) override;
   void linear(View x, const Linear& w, View out, bool accumulate, View workspace,
               PackedKernel kernel) override;
+  void linears(View x, std::span<const LinearOut> all, View workspace) override;
 
   // Ops
   [[nodiscard]] DeviceKind kind() const override { return DeviceKind::cuda; }
@@ -154,6 +184,14 @@ class CudaOps final : public Ops {
 
  private:
   [[nodiscard]] VectorResources vector_resources() const;
+  [[nodiscard]] SchemeDevice scheme_device() const;
+  // packed_matmul and its workspace for weights with transforms.
+  [[nodiscard]] bool streams_rotated(const PackedShape& shape, std::int64_t rows,
+                                     PackedKernel kernel) const;
+  [[nodiscard]] std::int64_t rotated_workspace_bytes(const PackedShape& shape, std::int64_t rows,
+                                                     DType dtype, PackedKernel kernel) const;
+  void rotated_matmul(View x, const PackedWeight& w, View out, bool accumulate,
+                      PackedKernel kernel, View workspace);
   // Computes p by a streaming kernel; false if none can.
   [[nodiscard]] bool stream_product(const VectorProblem& p);
   // The same in one launch for problems that follow each other.

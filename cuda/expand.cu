@@ -221,6 +221,7 @@ void CudaOps::expand(const PackedWeight& w, View out) {
   REQUIRE(out.rows == w.shape.rows && out.cols == w.shape.cols,
           "expand: weight [" + std::to_string(w.shape.rows) + ", " + std::to_string(w.shape.cols) +
               "], out " + out.shape());
+  if (!is_record_kind(w.shape.kind)) return scheme_expand(w, out, stream_);
   const PackedDevice p = packed_device(w, implicit_zero(w.shape));
   const std::int64_t blocks = ceil_div(p.record_count, warps);
   REQUIRE(blocks <= INT32_MAX, "expand: " + std::to_string(p.record_count) + " records");

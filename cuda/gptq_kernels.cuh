@@ -4,54 +4,19 @@
 #include <cstdint>
 
 #include "cuda/grid.cuh"
+#include "cuda/look_back.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 
 namespace engine {
 namespace {
 
-constexpr int max_block = 128;          // columns of a block, and row pitch of the inverses
-constexpr std::int64_t max_span = 512;  // columns per wide product, and pitch of P and X
 constexpr int sweep_threads = 256;
 constexpr int warp_rows = 4;  // rows of w per warp
 constexpr int lane_columns = max_block / 32;
 constexpr int block_rows = sweep_threads / 32 * warp_rows;
 constexpr std::size_t sweep_shared = sizeof(float) * max_block * max_block;
 constexpr int flat_threads = 256;
-
-// The inverses of all diagonal blocks of r: U_bb of the block at column c0 goes to rows c0.. of
-// inverse32 (and of inverse64 unless null), [d, 128] with zeros beside the triangle. A CUDA block
-// per diagonal block, 128 threads, thread t back-substitutes column t alone, so nothing is
-// synchronised. Dynamic shared memory: T [128, 128]. About 8000 dependent steps, once per sweep.
-template <class T>
-__global__ void __launch_bounds__(max_block)
-    invert_blocks_kernel(const T* r, std::int64_t stride, std::int64_t d, int width,
-                         float* inverse32, double* inverse64) {
-  extern __shared__ double shared_words[];
-  T* u = reinterpret_cast<T*>(shared_words);
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * width;
-  const auto n = static_cast<int>(min(static_cast<std::int64_t>(width), d - first));
-  const int t = static_cast<int>(threadIdx.x);
-  for (int i = n - 1; i >= 0; --i) {
-    const T* row = r + (first + i) * stride + first;
-    T sum = i == t ? T{1} : T{0};
-#pragma unroll 8
-    for (int k = i + 1; k < n; ++k) sum -= row[k] * u[k * max_block + t];
-    const T value = t >= n || i > t ? T{0} : sum / row[i];
-    u[i * max_block + t] = value;
-    inverse32[(first + i) * max_block + t] = static_cast<float>(value);
-    if (inverse64 != nullptr) {
-      inverse64[(first + i) * max_block + t] = static_cast<double>(value);
-    }
-  }
-}
-
-// out [rows, cols], pitch max_span, from in, pitch max_block. grid: a block of 128 threads a row.
-__global__ void __launch_bounds__(max_block) narrow_kernel(const double* in, float* out, int cols) {
-  const auto r = static_cast<std::int64_t>(blockIdx.x);
-  const int c = static_cast<int>(threadIdx.x);
-  if (c < cols) out[r * max_span + c] = static_cast<float>(in[r * max_block + c]);
-}
 
 // y [rows, cols] (pitch cols) += w.
 __global__ void __launch_bounds__(flat_threads)

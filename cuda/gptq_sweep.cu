@@ -1,50 +1,21 @@
 // CudaOps: the GPTQ sweep in its look-back form (docs/methods/gptq.md).
-//
-// With H = R R^T and U = R^-1, the weights that the original algorithm would hold in the columns of
-// a block b, when it starts, are w[:, b] - X_b with X_b = E[:, :b0] P_b, P_b = R[:b0, b] U_bb and
-// U_bb = R_bb^-1, where E = w^ - w of the finished columns stands where w was. P_b depends on R
-// only, so it is made in the factor's precision and several blocks share one wide product: for the
-// blocks of a span that starts at s0, E[:, :s0] times all their P at once, and then per block only
-// the part of E made since. One kernel then takes a block's 128 columns through the sequential
-// steps.
+// Its frame is cuda/look_back.cuh; here are the grids, and one kernel that takes a block's columns
+// through the sequential steps.
 #include <algorithm>
 #include <string>
-#include <type_traits>
 
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm.h"
 #include "cuda/gptq_kernels.cuh"
+#include "cuda/look_back.cuh"
 #include "cuda/types.cuh"
 
 namespace engine {
 namespace {
 
-// Where everything lies in the workspace, in bytes from its first multiple of 256.
-struct SweepLayout {
-  std::int64_t inverse32, inverse64, product64, panel, compensation, scratch, total;
-  std::int64_t scratch_floats;
-
-  SweepLayout(std::int64_t rows, std::int64_t d, DType factor) {
-    const std::int64_t wide = factor == DType::f64 ? d * max_block * 8 : 0;
-    total = 0;
-    inverse32 = take(d * max_block * 4);
-    inverse64 = take(wide);
-    product64 = take(wide);                    // P of one block before it is narrowed
-    panel = take(d * max_span * 4);            // P of a span
-    compensation = take(rows * max_span * 4);  // X of a span
-    scratch_floats = rows * max_block + d;     // current weights of a group, at least one row
-    scratch = take(scratch_floats * 4);
-    total += 256;
-  }
-
- private:
-  std::int64_t take(std::int64_t bytes) {
-    const std::int64_t at = total;
-    total += ceil_div(bytes, 256) * 256;
-    return at;
-  }
-};
+// Floats of the sweep's own part of the workspace: current weights of a group, at least one row.
+std::int64_t scratch_floats(std::int64_t rows, std::int64_t d) { return rows * max_block + d; }
 
 // One problem on its way: everything is queued, nothing waits.
 template <class T>
@@ -57,21 +28,11 @@ class SweepRun {
         params_(grid_params(problem.grid)),
         rows_(problem.w.rows),
         d_(problem.w.cols),
-        w_(problem.w.as<float>()),
-        w_stride_(rows_ > 1 ? problem.w.stride : std::max(problem.w.stride, d_)),
-        r_(problem.r.as<T>()),
-        r_stride_(d_ > 1 ? problem.r.stride : 1) {
-    const SweepLayout layout(rows_, d_, problem.r.dtype);
-    auto* base = problem.workspace.as<std::uint8_t>();
-    base += -reinterpret_cast<std::uintptr_t>(base) % 256;
-    inverse32_ = reinterpret_cast<float*>(base + layout.inverse32);
-    inverse64_ = reinterpret_cast<double*>(base + layout.inverse64);
-    product64_ = reinterpret_cast<double*>(base + layout.product64);
-    panel_ = reinterpret_cast<float*>(base + layout.panel);
-    compensation_ = reinterpret_cast<float*>(base + layout.compensation);
-    scratch_ = reinterpret_cast<float*>(base + layout.scratch);
-    scratch_floats_ = layout.scratch_floats;
-  }
+        frame_("gptq_sweep", ops.stream(), cublas, problem.w, problem.r, problem.workspace,
+               scratch_floats(rows_, d_) * 4),
+        w_(frame_.w()),
+        w_stride_(frame_.w_stride()),
+        scratch_(static_cast<float*>(frame_.own())) {}
 
   void run() {
     const std::int64_t group = p_.grid.group;
@@ -87,52 +48,15 @@ class SweepRun {
     if (refit && group % max_block != 0) width_ = group < max_block ? group : p_.block;
     const std::int64_t span = refit ? width_ : max_span / width_ * width_;
 
-    invert_blocks();
-    for (std::int64_t s0 = 0; s0 < d_; s0 += span) {
-      const std::int64_t s1 = std::min(s0 + span, d_);
-      if (refit && s0 % group == 0) find_group_grids(s0);
-      for (std::int64_t b = s0; b < s1; b += width_) make_panel(b, b - s0);
-      if (s0 > 0) {
-        gemm_f32(cublas_, false, false, rows_, s1 - s0, s0, 1.0F, w_, w_stride_, panel_, max_span,
-                 0.0F, compensation_, max_span);
-      }
-      for (std::int64_t b = s0; b < s1; b += width_) {
-        if (b > s0) {
-          gemm_f32(cublas_, false, false, rows_, columns(b), b - s0, 1.0F, w_ + s0, w_stride_,
-                   panel_ + s0 * max_span + (b - s0), max_span, s0 > 0 ? 1.0F : 0.0F,
-                   compensation_ + (b - s0), max_span);
-        }
-        sweep_block(b, b > 0 ? compensation_ + (b - s0) : nullptr, in_kernel);
-      }
-    }
+    frame_.run(
+        width_, span,
+        [&](std::int64_t s0) {
+          if (refit && s0 % group == 0) find_group_grids(s0);
+        },
+        [&](std::int64_t b, const float* x) { sweep_block(b, x, in_kernel); });
   }
 
  private:
-  // Columns of the block that starts at b.
-  [[nodiscard]] std::int64_t columns(std::int64_t b) const { return std::min(width_, d_ - b); }
-
-  void invert_blocks() {
-    launch("gptq_sweep (inverses)", invert_blocks_kernel<T>,
-           dim3(static_cast<unsigned>(ceil_div(d_, width_))), dim3(max_block),
-           sizeof(T) * max_block * max_block, ops_.stream(), r_, r_stride_, d_,
-           static_cast<int>(width_), inverse32_, std::is_same_v<T, double> ? inverse64_ : nullptr);
-  }
-
-  // P of the block at b into columns `at` .. of the panel.
-  void make_panel(std::int64_t b, std::int64_t at) {
-    if (b == 0) return;
-    const std::int64_t n = columns(b);
-    if constexpr (std::is_same_v<T, double>) {
-      gemm_f64(cublas_, false, false, b, n, n, 1.0, r_ + b, r_stride_, inverse64_ + b * max_block,
-               max_block, 0.0, product64_, max_block);
-      launch("gptq_sweep (panel)", narrow_kernel, dim3(static_cast<unsigned>(b)), dim3(max_block),
-             0, ops_.stream(), product64_, panel_ + at, static_cast<int>(n));
-    } else {
-      gemm_f32(cublas_, false, false, b, n, n, 1.0F, r_ + b, r_stride_, inverse32_ + b * max_block,
-               max_block, 0.0F, panel_ + at, max_span);
-    }
-  }
-
   // The grids of the group that starts at `first` from its current weights, for groups of several
   // blocks and for the mse search. If the group's columns were kept at their current weights, their
   // E would be -X: so X of its later blocks follows by the sweep's own formula. Rows in pieces,
@@ -147,18 +71,18 @@ class SweepRun {
       ops_.find_grid(p_.w.col_range(0, n), p_.grid, scales, zeros);
       return;
     }
-    const std::int64_t piece = std::min(rows_, scratch_floats_ / n);
+    const std::int64_t piece = std::min(rows_, scratch_floats(rows_, d_) / n);
     for (std::int64_t r0 = 0; r0 < rows_; r0 += piece) {
       const std::int64_t m = std::min(piece, rows_ - r0);
       const float* w = w_ + r0 * w_stride_;
       for (std::int64_t b = first; b < last; b += width_) {
         const std::int64_t done = b - first;
-        make_panel(b, 0);
-        gemm_f32(cublas_, false, false, m, columns(b), first, -1.0F, w, w_stride_, panel_, max_span,
-                 0.0F, scratch_ + done, n);
+        frame_.make_panel(b, 0);
+        gemm_f32(cublas_, false, false, m, frame_.columns(b), first, -1.0F, w, w_stride_,
+                 frame_.panel(), max_span, 0.0F, scratch_ + done, n);
         if (done > 0) {
-          gemm_f32(cublas_, false, false, m, columns(b), done, -1.0F, scratch_, n,
-                   panel_ + first * max_span, max_span, 1.0F, scratch_ + done, n);
+          gemm_f32(cublas_, false, false, m, frame_.columns(b), done, -1.0F, scratch_, n,
+                   frame_.panel() + first * max_span, max_span, 1.0F, scratch_ + done, n);
         }
       }
       launch("gptq_sweep (group)", add_weights_kernel, grid_2d(m, n, flat_threads),
@@ -174,7 +98,7 @@ class SweepRun {
     block.w = w_ + b;
     block.w_stride = w_stride_;
     block.x = x;
-    block.inverse = inverse32_ + b * max_block;
+    block.inverse = frame_.inverse(b);
     block.scales = p_.scales.as<float>();
     block.scale_stride = p_.scales.stride;
     block.zeros = p_.zeros.as<std::int32_t>();
@@ -187,7 +111,7 @@ class SweepRun {
     block.rows = rows_;
     block.first = static_cast<std::uint32_t>(b);
     block.unit = static_cast<std::uint32_t>(unit);
-    block.n = static_cast<int>(columns(b));
+    block.n = static_cast<int>(frame_.columns(b));
     block.grid = params_;
     const auto kernel =
         find_grids ? (params_.half ? sweep_kernel<true, true> : sweep_kernel<true, false>)
@@ -202,18 +126,11 @@ class SweepRun {
   GridParams params_;
   std::int64_t rows_;
   std::int64_t d_;
+  LookBack<T> frame_;
   float* w_;
   std::int64_t w_stride_;
-  const T* r_;
-  std::int64_t r_stride_;
+  float* scratch_;
   std::int64_t width_ = max_block;
-  float* inverse32_ = nullptr;     // [d, 128]
-  double* inverse64_ = nullptr;    // [d, 128], f64 factors only
-  double* product64_ = nullptr;    // [d, 128], f64 factors only
-  float* panel_ = nullptr;         // [d, 512]
-  float* compensation_ = nullptr;  // [rows, 512]
-  float* scratch_ = nullptr;
-  std::int64_t scratch_floats_ = 0;
 };
 
 void check_problem(const GptqProblem& p) {
@@ -249,7 +166,7 @@ void check_problem(const GptqProblem& p) {
 
 std::int64_t CudaOps::gptq_workspace_bytes(std::int64_t rows, std::int64_t d,
                                            std::int64_t /*block*/, DType factor) {
-  return SweepLayout(rows, d, factor).total;
+  return LookBackLayout(rows, d, factor, scratch_floats(rows, d) * 4).total;
 }
 
 void CudaOps::gptq_sweep(const GptqProblem& problem) {

@@ -17,6 +17,13 @@ constexpr std::int64_t matrix_max_rows = 160;
 
 PackedKernel choose(PackedKernel asked, const PackedShape& shape, bool permuted, std::int64_t rows,
                     const VectorResources& resources) {
+  if (!is_record_kind(shape.kind)) {  // there is no matrix kernel
+    const bool few = rows <= scheme_max_rows &&
+                     scheme_fits(shape, {resources.multiprocessors, resources.shared_bytes});
+    return asked == PackedKernel::vector || (asked == PackedKernel::automatic && few)
+               ? PackedKernel::vector
+               : PackedKernel::expand;
+  }
   if (asked != PackedKernel::automatic) return asked;
   if (rows <= stream_max_rows && vector_fits(shape, rows, resources)) return PackedKernel::vector;
   if (!permuted && rows <= vector_max_rows && vector_wide_fits(shape, rows, resources)) {
@@ -29,6 +36,7 @@ PackedKernel choose(PackedKernel asked, const PackedShape& shape, bool permuted,
 
 std::int64_t CudaOps::packed_workspace_bytes(const PackedShape& shape, std::int64_t rows,
                                              DType dtype, PackedKernel kernel) const {
+  if (shape.rotated()) return rotated_workspace_bytes(shape, rows, dtype, kernel);
   // What a weight with a permutation needs, which may be more.
   switch (choose(kernel, shape, true, rows, vector_resources())) {
     case PackedKernel::matrix:
@@ -53,6 +61,7 @@ void CudaOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumu
                           workspace.bytes() >= needed && aligned_rows(workspace, 256, 1)),
           "packed_matmul needs " + std::to_string(needed) + " bytes of workspace, got " +
               workspace.shape());
+  if (w.shape.rotated()) return rotated_matmul(x, w, out, accumulate, kernel, workspace);
   switch (choose(kernel, w.shape, w.permutation.data != nullptr, x.rows, vector_resources())) {
     case PackedKernel::matrix:
       packed_gemm(x, w, out, accumulate, properties_.multiProcessorCount, workspace, stream_);
@@ -65,6 +74,10 @@ void CudaOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumu
       break;
     }
     default: {
+      if (!is_record_kind(w.shape.kind)) {
+        const SchemePart part{&w, out, x};
+        return scheme_product(x, {&part, 1}, accumulate, scheme_device(), stream_);
+      }
       const Linear linear{View{}, w};
       const auto problem = [&](std::int64_t r, std::int64_t n) {
         VectorProblem p;

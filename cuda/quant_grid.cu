@@ -2,6 +2,7 @@
 #include "cuda/chain.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/grid.cuh"
+#include "cuda/mse_grid.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 
@@ -51,37 +52,10 @@ __global__ void __launch_bounds__(grid_threads)
     hi = warp_reduce(hi, MaxOp{});
   }
   const DeviceRange range{-negated_lo, hi};
-  UnitGrid grid{1.0F, 0};
-  if (!p.mse) {
-    grid = unit_grid(range, p);
-  } else {
-    const DeviceRange full =
-        gptq_range({in_arithmetic(p.half, range.lo), in_arithmetic(p.half, range.hi)}, p);
-    double best = INFINITY;
-    for (int k = 0; k < 80; ++k) {
-      const auto shrink = static_cast<float>(1.0 - static_cast<double>(k) / 100.0);
-      const DeviceRange shrunk{in_arithmetic(p.half, __fmul_rn(shrink, full.lo)),
-                               in_arithmetic(p.half, __fmul_rn(shrink, full.hi))};
-      const UnitGrid candidate = gptq_grid(shrunk, p);
-      const auto zero = static_cast<float>(candidate.zero);
-      double loss = 0;
-      for (int i = thread; i < n; i += step) {
-        const float v = to_f32(from[i]);
-        const float code = quantize_on_grid(v, candidate.scale, zero, p.top, p.half);
-        const float error = __fsub_rn(dequantize_on_grid(code, candidate.scale, zero, p.half), v);
-        loss += static_cast<double>(powf(fabsf(error), 2.4F));
-      }
-      if constexpr (kBlock) {
-        loss = block_reduce(loss, SumOp{}, 0.0, loss_scratch);
-      } else {
-        loss = warp_reduce(loss, SumOp{});
-      }
-      if (loss < best || k == 0) {
-        best = loss;
-        grid = candidate;
-      }
-    }
-  }
+  const UnitGrid grid =
+      p.mse ? mse_grid<step>(
+                  range, thread, n, [&](int i) { return to_f32(from[i]); }, p, loss_scratch)
+            : unit_grid(range, p);
   if (thread == 0) {
     scales[r * scale_stride + index % groups] = grid.scale;
     zeros[r * zero_stride + index % groups] = grid.zero;

@@ -288,7 +288,7 @@ bool vector_fits(const PackedShape& shape, std::int64_t rows, const VectorResour
 
 bool vector_takes(const Linear& w, DType dtype) {
   if (dtype != DType::f16 && dtype != DType::bf16) return false;
-  if (w.is_packed()) return true;
+  if (w.is_packed()) return is_record_kind(w.packed.shape.kind);
   // 16-byte copies of rows.
   return w.dense.dtype == dtype && aligned_rows(w.dense, 16, 8);
 }

@@ -1,7 +1,9 @@
 // CudaOps: linears of few rows, alone and with what the decode step fuses around them.
 #include <bit>
+#include <vector>
 
 #include "cuda/cuda_ops.h"
+#include "cuda/rotated.h"
 #include "cuda/types.cuh"
 #include "cuda/vector.h"
 #include "cuda/vector_wide.h"
@@ -136,6 +138,11 @@ VectorResources CudaOps::vector_resources() const {
           vector_arrivals_.view()};
 }
 
+SchemeDevice CudaOps::scheme_device() const {
+  const VectorResources r = vector_resources();
+  return {r.multiprocessors, r.shared_bytes};
+}
+
 bool CudaOps::stream_product(const VectorProblem& p) {
   const VectorResources resources = vector_resources();
   if (vector_fits(p, resources)) {
@@ -163,6 +170,36 @@ void CudaOps::linear(View x, const Linear& w, View out, bool accumulate, View wo
   if (!stream_product(linear_problem(x, w, out, accumulate))) {
     matmul(x, w.dense, out, accumulate);
   }
+}
+
+void CudaOps::linears(View x, std::span<const LinearOut> all, View workspace) {
+  // Schemes that go together take one launch: blocks for all rows of outputs at once.
+  std::vector<SchemePart> parts;
+  for (const LinearOut& one : all) {
+    if (!one.w->is_packed() || !scheme_compatible(one.w->packed.shape, all[0].w->packed.shape) ||
+        !scheme_fits(one.w->packed.shape, scheme_device()) || !fits_store(x, one.out) ||
+        one.out.dtype != all[0].out.dtype) {
+      break;
+    }
+    parts.push_back({&one.w->packed, one.out, x});
+  }
+  const bool together = !parts.empty() && parts.size() == all.size() &&
+                        parts.size() <= scheme_max_parts && x.rows >= 1 &&
+                        x.rows <= scheme_max_rows && x.dtype != DType::f32;
+  if (!together) return Ops::linears(x, all, workspace);
+  std::int64_t needed = 0;
+  bool turned = false, compatible = true;
+  for (const SchemePart& part : parts) {
+    const PackedShape& s = part.w->shape;
+    turned |= s.rotated();
+    compatible &= rotated_compatible(s, parts[0].w->shape) && rotated_fits(s, scheme_device());
+    needed += rotated_bytes(s, x.rows);
+  }
+  if (turned) {
+    if (!compatible || workspace.bytes() < needed) return Ops::linears(x, all, workspace);
+    return rotated_product(x, parts, false, scheme_device(), workspace, stream_);
+  }
+  scheme_product(x, parts, false, scheme_device(), stream_);
 }
 
 void CudaOps::qkv_step(const QkvStep& s) {

@@ -5,6 +5,9 @@
 #include <vector>
 
 #include "engine/core/parallel.h"
+#include "engine/model/install_mixed.h"
+#include "engine/model/install_pbllm.h"
+#include "engine/model/install_transform.h"
 #include "engine/weight/codec.h"
 #include "engine/weight/pattern.h"
 #include "engine/weight/row_decoder.h"
@@ -101,7 +104,10 @@ void read_zeros(const Plane& plane, const std::byte* bytes, std::span<std::int32
 void plan_install(const LinearWeight& w, Arena& arena) {
   const Arena::Scope scope(arena);
   if (match_dense(w)) return;
+  if (needs_transform_install(w)) return plan_install_transformed(w, arena);
   if (const auto affine = match_affine(w)) make_scratch(w, *affine, arena);
+  if (const auto pbllm = match_pbllm(w)) plan_install_pbllm(w, *pbllm, arena);
+  if (is_mixed(w)) plan_install_mixed(w, arena);
 }
 
 void install_linear(const LinearWeight& w, const std::string& name, Loader& loader, View out,
@@ -120,6 +126,12 @@ void install_linear(const LinearWeight& w, const std::string& name, Loader& load
     ops.synchronize();
     return;
   }
+  if (const auto pbllm = match_pbllm(w)) {
+    install_pbllm(w, *pbllm, name, loader, out);
+    return;
+  }
+  if (is_mixed(w) && install_mixed(w, name, loader, out)) return;
+  if (needs_transform_install(w)) return install_transformed(w, name, loader, out, threads);
   const auto affine = match_affine(w);
   if (!affine) {
     install_by_rows(w, name, loader, out, threads);

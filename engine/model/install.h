@@ -11,10 +11,12 @@
 
 namespace engine {
 
-// out [rows, cols], f32, f16 or bf16. Any valid weight; planes are host bytes. Dense weights and
-// one affine term over full support (pattern.h) are decoded on the device, all others on the host
-// (weight/row_decoder.h) by `threads` threads (0: all) through the loader's stages. On a measuring
-// arena only the scratch is counted (planes may be null then).
+// out [rows, cols], f32, f16 or bf16. Any valid weight; planes are host bytes. Dense weights,
+// one affine term over full support (pattern.h), PB-LLM's two terms (install_pbllm.h), groups of
+// mixed widths (install_mixed.h) and weights with transforms or lattice terms (install_transform.h)
+// are decoded on the device, all others on the host (weight/row_decoder.h) by `threads` threads (0:
+// all) through the loader's stages. On a measuring arena only the scratch is counted (planes may be
+// null then).
 void install_linear(const LinearWeight& weight, const std::string& name, Loader& loader, View out,
                     int threads = 0);
 

@@ -7,9 +7,12 @@
 #include <vector>
 
 #include "engine/model/install.h"
+#include "engine/ops/rotation.h"
 #include "engine/weight/packed_layout.h"
 #include "engine/weight/pattern.h"
 #include "engine/weight/plane_read.h"
+#include "engine/weight/row_decoder.h"
+#include "engine/weight/scheme_layout.h"
 
 namespace engine {
 namespace {
@@ -166,12 +169,35 @@ void verify(Loader& loader, const std::string& name, View codes, View scales, Vi
   if (!same_bytes(expected, to_host<std::int32_t>(ops, zeros_back))) fail("zeros");
 }
 
+// What the device makes of the records is what the reference decodes.
+void verify_scheme(Loader& loader, const StagedLinear& s, const std::byte* base,
+                   const PackedWeight& w) {
+  Arena& arena = loader.arena();
+  const Arena::Scope scope(arena);
+  const View out = arena.make(MemTag::staging, DType::f32, s.scheme->rows, s.scheme->cols);
+  if (arena.is_measuring()) return;
+  loader.ops().expand(w, out);
+  const std::vector<float> found = to_host<float>(loader.ops(), out);
+  const LinearWeight weight = staged_weight(s, const_cast<std::byte*>(base));
+  const RowDecoder decoder(weight);
+  std::vector<float> row(static_cast<std::size_t>(out.cols));
+  for (std::int64_t r = 0; r < out.rows; ++r) {
+    const View to = host_view(row.data(), 1, out.cols);
+    s.scheme->rotated() ? decoder.decode_terms(r, to) : decoder.decode(r, to);
+    if (std::memcmp(row.data(), found.data() + r * out.cols, row.size() * sizeof(float)) != 0) {
+      throw Error(ErrorCode::internal, s.name + ": row " + std::to_string(r) +
+                                           " of the packed weight is not that of the file");
+    }
+  }
+}
+
 }  // namespace
 
 std::optional<PackedLayout> packed_layout_of(const LinearWeight& w, const std::string& name) {
   if (match_dense(w)) return std::nullopt;
   const auto pattern = match_packable(w);
   if (!pattern) {
+    if (const auto scheme = match_scheme(w)) return PackedLayout{*scheme, false};
     throw Error(ErrorCode::usage, name + ": no packed kernel for the scheme " + scheme_name(w) +
                                       "; use --exec decoded");
   }
@@ -180,7 +206,6 @@ std::optional<PackedLayout> packed_layout_of(const LinearWeight& w, const std::s
 }
 
 StagedLinear stage_layout(const LinearWeight& w, std::string name) {
-  const PackedPattern p = pattern_of(w);
   StagedLinear s;
   s.described = &w;
   s.name = std::move(name);
@@ -190,6 +215,13 @@ StagedLinear stage_layout(const LinearWeight& w, std::string name) {
     return at;
   };
   for (const Plane& plane : w.planes) s.plane.push_back(take(plane.raw_bytes()));
+  const auto pattern = match_packable(w);
+  if (!pattern) s.scheme = match_scheme(w);
+  if (s.scheme) {
+    s.records = take(scheme_bytes(*s.scheme));
+    return s;
+  }
+  const PackedPattern p = pattern_of(w);
   if (p.shape.kind == PackedKind::binary2) s.codes = take(w.rows * ((w.cols * 2 + 7) / 8));
   if (p.shape.zeros) s.zeros = take(4 * w.rows * p.shape.terms() * p.shape.groups());
   if (p.column_groups >= 0) s.inverse = take(4 * w.cols);
@@ -197,8 +229,32 @@ StagedLinear stage_layout(const LinearWeight& w, std::string name) {
   return s;
 }
 
+LinearWeight staged_weight(const StagedLinear& s, std::byte* base) {
+  LinearWeight w = *s.described;
+  for (std::size_t i = 0; i < w.planes.size(); ++i) {
+    Plane& plane = w.planes[i];
+    plane.data = make_view(base + s.plane[i], DType::u8, DeviceKind::cpu, 1, plane.raw_bytes());
+  }
+  return w;
+}
+
+std::int64_t build_tiles(const StagedLinear& s) { return s.scheme ? s.scheme->row_tiles() : 0; }
+
+void build_staged(const StagedLinear& s, std::byte* base, std::int64_t first, std::int64_t last) {
+  build_scheme(staged_weight(s, base), *s.scheme, first, last, base + s.records);
+}
+
 void prepare_staged(const StagedLinear& s, std::byte* base) {
   const LinearWeight& w = *s.described;
+  if (s.scheme) {
+    for (std::size_t i = 0; i < w.planes.size(); ++i) {
+      const Plane& plane = w.planes[i];
+      if (!plane.packed() && plane.dtype != DType::i32 && plane.dtype != DType::i16) {
+        check_finite(plane, base + s.plane[i], s.name);
+      }
+    }
+    return prepare_scheme(staged_weight(s, base), *s.scheme, s.name, base + s.records);
+  }
   const PackedPattern p = pattern_of(w);
   const auto bytes = [&](int plane) { return base + s.plane[static_cast<std::size_t>(plane)]; };
   const auto integers = [&](std::int64_t at) { return reinterpret_cast<std::int32_t*>(base + at); };
@@ -233,6 +289,18 @@ void prepare_staged(const StagedLinear& s, std::byte* base) {
 void install_packed(const StagedLinear& s, const std::byte* base, Loader& loader,
                     const PackedWeight& out) {
   const LinearWeight& w = *s.described;
+  if (s.scheme) {
+    if (!loader.arena().is_measuring()) {
+      REQUIRE(out.shape.rows == w.rows && out.shape.cols == w.cols, s.name + ": shape");
+      loader.ops().upload(host_like(base + s.records, out.records), out.records);
+      if (s.scheme->rotated()) {
+        fill_rotation(loader.ops(), out.rotation, staged_weight(s, const_cast<std::byte*>(base)),
+                      0);
+      }
+    }
+    if (loader.verify) verify_scheme(loader, s, base, out);
+    return;
+  }
   const PackedPattern p = pattern_of(w);
   const Arena::Scope scope(loader.arena());
   const Scratch scratch = make_scratch(w, p, loader.arena());

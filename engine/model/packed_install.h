@@ -26,19 +26,28 @@ struct StagedLinear {
   std::int64_t zeros = 0;           // i32 [rows * terms, groups]
   std::int64_t inverse = 0;         // i32 [1, cols]: the inverse of the permutation
   std::int64_t book = 0;            // f32 [1, 16]
-  std::int64_t bytes = 0;           // in all, a multiple of 256
+  // A scheme of scheme_layout.h is laid out here and uploaded as it is.
+  std::optional<PackedShape> scheme;
+  std::int64_t records = 0;  // u8 [1, scheme_bytes]
+  std::int64_t bytes = 0;    // in all, a multiple of 256
 };
 // `weight` must be packable and outlive the result.
 [[nodiscard]] StagedLinear stage_layout(const LinearWeight& weight, std::string name);
+// Its planes with their bytes at `base`.
+[[nodiscard]] LinearWeight staged_weight(const StagedLinear& staged, std::byte* base);
 
 // Fills what follows the planes, which are in place at `base`. Checks that scales are finite
 // (Error(numeric)), and what the layout cannot hold: zeros outside 0..255, column groups other than
 // W's (Error(usage), naming the value and "--exec decoded"). The planes must have been validated.
 void prepare_staged(const StagedLinear& staged, std::byte* base);
+// Then, for schemes: row tiles [first, last) of build_tiles(); calls may run side by side.
+[[nodiscard]] std::int64_t build_tiles(const StagedLinear& staged);  // 0 for other weights
+void build_staged(const StagedLinear& staged, std::byte* base, std::int64_t first,
+                  std::int64_t last);
 
 // Queues everything from the prepared stage to `out`, made from packed_layout_of(). Device scratch
 // lies in a scope of the loader's arena; on a measuring arena it is only counted (base may be null
-// then). With loader.verify the result is read back and compared (verify_packed).
+// then). With loader.verify the result is read back and compared.
 void install_packed(const StagedLinear& staged, const std::byte* base, Loader& loader,
                     const PackedWeight& out);
 

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <tuple>
 
+#include "engine/ops/rotation.h"
+
 namespace engine {
 
 Loader::Loader(Ops& ops, Ledger& ledger, Arena& arena, const ModelConfig& config)
@@ -90,11 +92,12 @@ PackedWeight make_packed_weight(Arena& arena, const PackedLayout& layout) {
   PackedWeight w;
   w.shape = shape;
   w.records = arena.make(MemTag::weights, DType::u8, 1, shape.records_bytes());
-  if (shape.group == 0) {
+  if (shape.row_unit_bytes() > 0) {
     w.row_units = arena.make(MemTag::weights, DType::u8, 1, shape.row_unit_bytes());
   }
   if (shape.kind == PackedKind::codebook) w.book = arena.make(MemTag::weights, DType::f32, 1, 16);
   if (layout.permuted) w.permutation = arena.make(MemTag::weights, DType::i32, 1, shape.cols);
+  w.rotation = take_rotation(arena, MemTag::weights, shape);
   return w;
 }
 
@@ -117,7 +120,8 @@ BlockWeights make_block_weights(Arena& arena, const WeightSource& source, std::i
 
 std::vector<PackedShape> packed_shapes(const WeightSource& source) {
   const auto fields = [](const PackedShape& s) {
-    return std::tuple(s.rows, s.cols, s.kind, s.bits, s.group, s.scale_dtype, s.zeros);
+    return std::tuple(s.rows, s.cols, s.kind, s.bits, s.group, s.scale_dtype, s.zeros,
+                      s.width_blocks, s.salient, s.left, s.right, s.diagonal);
   };
   std::vector<PackedShape> shapes;
   for (std::int64_t layer = 0; layer < source.config().layers; ++layer) {

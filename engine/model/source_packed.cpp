@@ -154,13 +154,23 @@ class PackedSource final : public WeightSource {
     pool_->run(static_cast<std::int64_t>(staged.size()), 1, [&](std::int64_t i, std::int64_t) {
       const auto index = static_cast<std::size_t>(i);
       const StagedLinear& s = staged[index];
-      LinearWeight weight = *s.described;
-      for (std::size_t p = 0; p < weight.planes.size(); ++p) {
-        weight.planes[p].data = make_view(bases[index] + s.plane[p], DType::u8, DeviceKind::cpu, 1,
-                                          weight.planes[p].raw_bytes());
-      }
-      validate(weight, reader_.name(), "linears." + s.name);
+      validate(staged_weight(s, bases[index]), reader_.name(), "linears." + s.name);
       prepare_staged(s, bases[index]);
+    });
+    struct Build {
+      std::size_t index;
+      std::int64_t first, last;
+    };
+    std::vector<Build> builds;
+    for (std::size_t i = 0; i < staged.size(); ++i) {
+      constexpr std::int64_t step = 16;  // row tiles
+      for (std::int64_t t = 0; t < build_tiles(staged[i]); t += step) {
+        builds.push_back({i, t, std::min(t + step, build_tiles(staged[i]))});
+      }
+    }
+    pool_->run(static_cast<std::int64_t>(builds.size()), 1, [&](std::int64_t i, std::int64_t) {
+      const Build& b = builds[static_cast<std::size_t>(i)];
+      build_staged(staged[b.index], bases[b.index], b.first, b.last);
     });
   }
   static std::span<const std::byte> span_of(const Buffer& b) {

@@ -15,8 +15,11 @@
 #include "engine/ops/packed_ops.h"
 #include "engine/ops/pbllm_ops.h"
 #include "engine/ops/quant_ops.h"
+#include "engine/ops/quip_ops.h"
+#include "engine/ops/quipsharp_ops.h"
 #include "engine/ops/slim_ops.h"
 #include "engine/ops/step_ops.h"
+#include "engine/ops/transform_ops.h"
 
 namespace engine {
 
@@ -167,6 +170,26 @@ inline OpCost awq_clip(const AwqClipProblem& p) {
           moment + p.candidates * p.w.count() * (10 + 2 * std::min(unit, n))};
 }
 
+// hadamard: an addition per element and level, K additions for the small matrix, the scale and the
+// sign. butterfly: both stages.
+inline OpCost transform_rows(const View& x, const TransformView& q, const View& out) {
+  OpCost c = pass({x, out});
+  c.bytes += q.bytes();
+  if (q.kind == TransformKind::butterfly) c.flops = 2 * x.count() * (q.p1 + q.p2);
+  if (q.kind == TransformKind::hadamard) {
+    std::int64_t per_element = (q.order > 1 ? q.order : 0) + 2;
+    for (std::int64_t n = q.d / q.order; n > 1; n /= 2) ++per_element;
+    c.flops = x.count() * per_element;
+  }
+  return c;
+}
+
+inline OpCost decode_lattice(const View& codes, const View& scales, bool accumulate,
+                             const View& out) {
+  return {bytes_of({codes, scales, out}) + (accumulate ? out.bytes() : 0),
+          (accumulate ? 2 : 1) * out.count()};
+}
+
 // The diagonal alone, or the triangle and its inversion.
 inline OpCost slim_divisors(const View& r, bool inverse, const View& out) {
   const std::int64_t d = r.rows;
@@ -195,6 +218,11 @@ inline OpCost slim_sweep(const SlimProblem& p) {
           rows * d * (d - 1) + rows * d * (5 + (p.search ? 101 * 8 : 0))};
 }
 
+// A difference and a product.
+inline OpCost slim_decode(const SlimDecode& p) {
+  return pass({p.bits, p.codes, p.scales, p.means, p.zeros, p.out}, 2);
+}
+
 // Four passes for the order statistic, of three operations a weight with the Hessian's metric, and
 // two sums.
 inline OpCost pbllm_select(const PbllmSelect& p) {
@@ -211,6 +239,43 @@ inline OpCost pbllm_sweep(const PbllmProblem& p) {
       2 * p.w.bytes() + d * (d + 1) / 2 * size +
           bytes_of({p.salient, p.means, p.scales, p.high_scales, p.high_zeros, p.codes, p.loss}),
       (p.compensate ? rows * d * (d - 1) : 0) + 4 * rows * d};
+}
+
+inline OpCost pbllm_split(const View& mask, const View& codes, const View& out, const View& ones) {
+  return {bytes_of({mask, codes, out, ones}), 0};
+}
+
+inline OpCost pbllm_decode(const PbllmDecode& p) {
+  return {
+      bytes_of({p.bitmap, p.signs, p.high, p.means, p.scales, p.high_scales, p.high_zeros, p.out}),
+      2 * p.out.count()};
+}
+
+// Of h the lower triangle is read.
+inline OpCost scale_moment(const View& h, const View& s, const View& out) {
+  return {h.rows * (h.rows + 1) / 2 * 4 + bytes_of({s, out}), 3 * h.count()};
+}
+
+// One multiply-add per (row, pair of columns), and five operations a weight.
+inline OpCost ldlq_sweep(const LdlqProblem& p) {
+  const std::int64_t rows = p.w.rows, d = p.w.cols;
+  const auto size = static_cast<std::int64_t>(dtype_bytes(p.r.dtype));
+  return {2 * p.w.bytes() + d * (d + 1) / 2 * size + bytes_of({p.codes, p.loss}),
+          rows * d * (d - 1) + 5 * rows * d};
+}
+
+// All of h for every weight, and five operations on it.
+inline OpCost ldlq_greedy(const GreedyProblem& p) {
+  return {2 * bytes_of({p.e, p.codes}) + bytes_of({p.h, p.changed}),
+          2 * p.e.count() * p.e.cols + 5 * p.e.count()};
+}
+
+// One multiply-add per (row, pair of columns) in the first pass, two in every other one. The search
+// of a point is counted as 128 operations a weight: about what the kernels' search takes.
+inline OpCost quipsharp_sweep(const QuipSharpProblem& p) {
+  const std::int64_t rows = p.w.rows, d = p.w.cols;
+  return {bytes_of({p.w, p.r, p.h, p.e, p.codes, p.residual, p.loss}),
+          rows * d * d * (1 + 2 * p.tuning) + 128 * rows * d * (1 + p.tuning)};
 }
 
 // Subtract the zero, scale; once for each term.

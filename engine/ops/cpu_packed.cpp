@@ -1,11 +1,13 @@
 // PackedOps on the CPU.
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "engine/ops/cpu_gemm.h"
 #include "engine/ops/cpu_ops.h"
 #include "engine/ops/cpu_pack.h"
 #include "engine/ops/cpu_rows.h"
+#include "engine/ops/rotation.h"
 #include "engine/weight/packed_decode.h"
 #include "engine/weight/packed_layout.h"
 
@@ -59,6 +61,28 @@ void CpuOps::expand(const PackedWeight& w, View out) {
   });
 }
 
+// L^T (T (R (D x))), step by step in f32.
+void CpuOps::rotated_matmul(View x, const PackedWeight& w, View out, bool accumulate) {
+  check_rotation("packed_matmul", w, DeviceKind::cpu);
+  const std::int64_t m = x.rows, cols = w.shape.cols, rows = w.shape.rows;
+  std::vector<float> in(static_cast<std::size_t>(m * cols)), y(static_cast<std::size_t>(m * rows));
+  const View turned = host_view(in.data(), m, cols), product = host_view(y.data(), m, rows);
+  convert(x, turned);
+  if (!w.rotation.diagonal.empty()) scale_weights(turned, w.rotation.diagonal, View{}, turned);
+  transform_rows(turned, w.rotation.in, false, turned);
+  packed_matmul(turned, without_rotation(w), product, false, PackedKernel::automatic, View{});
+  transform_rows(product, w.rotation.out, w.rotation.out_inverse(), product);
+  if (accumulate) {
+    std::vector<float> before(static_cast<std::size_t>(rows));
+    for (std::int64_t r = 0; r < m; ++r) {
+      load_row(out, r, 0, rows, before.data());
+      float* row = y.data() + r * rows;
+      for (std::int64_t c = 0; c < rows; ++c) row[c] += before[static_cast<std::size_t>(c)];
+    }
+  }
+  convert(product, out);
+}
+
 // Every kernel is this one: weights decoded to f32, products and sums in f32.
 void CpuOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumulate, PackedKernel,
                            View) {
@@ -71,6 +95,7 @@ void CpuOps::packed_matmul(View x, const PackedWeight& w, View out, bool accumul
           "packed_matmul: x " + x.shape() + ", out " + out.shape());
   REQUIRE(x.device == DeviceKind::cpu && out.device == DeviceKind::cpu,
           "packed_matmul: host views");
+  if (w.shape.rotated()) return rotated_matmul(x, w, out, accumulate);
   pool_.run(w.shape.rows, decoded_rows, [&](std::int64_t begin, std::int64_t end) {
     thread_local Scratch scratch;
     float* decoded = scratch.floats((end - begin) * cols);

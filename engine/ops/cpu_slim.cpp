@@ -16,25 +16,6 @@
 namespace engine {
 namespace {
 
-constexpr int candidates = 101;
-
-// The factors of the range that the scale search tries, in its order: 1, then 50 steps up to 1.1,
-// then 50 steps down to 0.9. Steps count from the nearer end, in f32, as torch.linspace does.
-std::array<float, candidates> range_factors() {
-  std::array<float, candidates> p{};
-  p[0] = 1.0F;
-  constexpr int steps = 50;
-  std::size_t at = 1;
-  for (const float end : {1.1F, 0.9F}) {
-    const float step = (end - 1.0F) / static_cast<float>(steps);
-    for (int i = 1; i <= steps; ++i) {
-      p[at++] = i <= steps / 2 ? 1.0F + step * static_cast<float>(i)
-                               : end - step * static_cast<float>(steps - i);
-    }
-  }
-  return p;
-}
-
 // One group of one row; n <= 128.
 struct GroupGrid {
   UnitGrid affine;  // bits >= 2; its scale is alpha for 1 bit
@@ -79,7 +60,7 @@ Coded code_of(float w, const GroupGrid& grid, const GridSpec& spec) {
 // (salient empty: none are). The first of equals wins, so the plain range does unless beaten.
 UnitGrid searched_grid(std::span<const float> w, const GridSpec& spec, bool middle_zero,
                        bool search, double lambda, const std::uint8_t* salient) {
-  static const std::array<float, candidates> factors = range_factors();
+  static const std::array<float, slim_ranges> factors = slim_range_factors();
   const auto [low, high] = std::minmax_element(w.begin(), w.end());
   float lo = std::min(*low, 0.0F), hi = std::max(*high, 0.0F);
   if (lo == 0.0F && hi == 0.0F) {
@@ -88,7 +69,7 @@ UnitGrid searched_grid(std::span<const float> w, const GridSpec& spec, bool midd
   }
   UnitGrid best;
   double best_loss = std::numeric_limits<double>::infinity();
-  for (int c = 0; c < (search ? candidates : 1); ++c) {
+  for (int c = 0; c < (search ? slim_ranges : 1); ++c) {
     const float p = factors[static_cast<std::size_t>(c)];
     const std::array<float, 2> range = {p * lo, p * hi};
     UnitGrid grid = find_unit_grid(range, spec);
@@ -291,7 +272,7 @@ double log_sum_exp(const float* row, std::int64_t n) {
 
 }  // namespace
 
-void CpuOps::slim_divisors(View r, bool inverse, View out) {
+void CpuOps::slim_divisors(View r, bool inverse, View out, View /*workspace*/) {
   const std::int64_t d = r.cols;
   REQUIRE(is_factor(r, d), "factor " + r.shape());
   REQUIRE(out.dtype == DType::f64 && out.rows == 1 && out.cols == d, "divisors " + out.shape());
@@ -326,6 +307,10 @@ void CpuOps::slim_divisors(View r, bool inverse, View out) {
   } else {
     fill(r.host<float>());
   }
+}
+
+std::int64_t CpuOps::slim_divisors_bytes(std::int64_t /*d*/, bool /*inverse*/, DType /*factor*/) {
+  return 0;
 }
 
 void CpuOps::slim_salience(View w, View divisors, std::int64_t group, View out) {
@@ -396,6 +381,34 @@ void CpuOps::softmax_kl(View y, View reference, double floor, View kl) {
         sum += static_cast<double>(std::exp(static_cast<float>(log_a))) * (log_a - log_b);
       }
       kl.host<double>()[r * kl.stride] += sum;
+    }
+  });
+}
+
+void CpuOps::slim_decode(const SlimDecode& p) {
+  const std::int64_t rows = p.codes.rows, d = p.codes.cols;
+  check_group(d, p.group, d);
+  const std::int64_t groups = d / p.group;
+  REQUIRE(p.bits.rows == 1 && p.bits.cols == groups, "bits " + p.bits.shape());
+  REQUIRE(p.out.rows == rows && p.out.cols == d, "decoded weights " + p.out.shape());
+  for (const View& v : {p.scales, p.means, p.zeros}) {
+    REQUIRE(v.rows == rows && v.cols == groups, "coefficients " + v.shape());
+  }
+  pool_.run(rows, 8, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> values(static_cast<std::size_t>(p.group));
+    for (std::int64_t r = begin; r < end; ++r) {
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const float scale = p.scales.host<float>()[r * p.scales.stride + g];
+        const float mean = p.means.host<float>()[r * p.means.stride + g];
+        const auto zero = static_cast<float>(p.zeros.host<std::int32_t>()[r * p.zeros.stride + g]);
+        const bool sign = p.bits.host<std::uint8_t>()[g] == 1;
+        const auto* code = p.codes.host<std::uint8_t>() + r * p.codes.stride + g * p.group;
+        for (std::size_t j = 0; j < values.size(); ++j) {
+          values[j] = sign ? mean + (code[j] != 0 ? scale : -scale)
+                           : scale * (static_cast<float>(code[j]) - zero);
+        }
+        store_row(p.out, r, g * p.group, values);
+      }
     }
   });
 }

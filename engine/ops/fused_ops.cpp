@@ -14,14 +14,17 @@ void Ops::linear(View x, const Linear& w, View out, bool accumulate, View worksp
   }
 }
 
+void Ops::linears(View x, std::span<const LinearOut> all, View workspace) {
+  for (const LinearOut& one : all) linear(x, *one.w, one.out, false, workspace);
+}
+
 void Ops::qkv_step(const QkvStep& s) {
   const View h = s.scratch.h.row_range(0, s.x.rows);
   const View k = s.scratch.k.row_range(0, s.x.rows);
   const View v = s.scratch.v.row_range(0, s.x.rows);
   rmsnorm(s.x, s.norm, s.eps, h);
-  linear(h, *s.q, s.q_out, false, s.scratch.workspace);
-  linear(h, *s.k, k, false, s.scratch.workspace);
-  linear(h, *s.v, v, false, s.scratch.workspace);
+  const LinearOut all[] = {{s.q, s.q_out}, {s.k, k}, {s.v, v}};
+  linears(h, all, s.scratch.workspace);
   rope_step(s.q_out, s.head_dim, s.cos, s.sin, s.position);
   rope_step(k, s.head_dim, s.cos, s.sin, s.position);
   kv_append_step(k, v, s.head_dim, s.cache, s.position);
@@ -31,8 +34,8 @@ void Ops::gate_up(const GateUp& s) {
   const View h = s.scratch.h.row_range(0, s.x.rows);
   const View u = s.scratch.u.row_range(0, s.x.rows);
   rmsnorm(s.x, s.norm, s.eps, h);
-  linear(h, *s.gate, s.out, false, s.scratch.workspace);
-  linear(h, *s.up, u, false, s.scratch.workspace);
+  const LinearOut both[] = {{s.gate, s.out}, {s.up, u}};
+  linears(h, both, s.scratch.workspace);
   silu_mul(s.out, u, s.out);
 }
 

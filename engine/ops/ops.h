@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "engine/core/memory.h"
@@ -18,8 +19,11 @@
 #include "engine/ops/packed_ops.h"
 #include "engine/ops/pbllm_ops.h"
 #include "engine/ops/quant_ops.h"
+#include "engine/ops/quip_ops.h"
+#include "engine/ops/quipsharp_ops.h"
 #include "engine/ops/slim_ops.h"
 #include "engine/ops/step_ops.h"
+#include "engine/ops/transform_ops.h"
 
 namespace engine {
 
@@ -48,7 +52,10 @@ class Ops : public DenseOps,
             public SlimOps,
             public BillmOps,
             public AwqOps,
-            public PbllmOps {
+            public PbllmOps,
+            public QuipOps,
+            public QuipSharpOps,
+            public TransformOps {
  public:
   // Fused ops, defined in fused_ops.cpp by composition.
   virtual void qkv_step(const QkvStep& s);
@@ -59,6 +66,12 @@ class Ops : public DenseOps,
   // workspace as in packed_matmul; unused for a dense weight.
   virtual void linear(View x, const Linear& w, View out, bool accumulate, View workspace,
                       PackedKernel kernel = PackedKernel::automatic);
+  // out = x w^T for each of some linears with the same x; a backend may take them together.
+  struct LinearOut {
+    const Linear* w;
+    View out;
+  };
+  virtual void linears(View x, std::span<const LinearOut> all, View workspace);
 
   [[nodiscard]] virtual DeviceKind kind() const = 0;
   [[nodiscard]] virtual DeviceInfo info() = 0;

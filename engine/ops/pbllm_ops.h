@@ -45,6 +45,24 @@ struct PbllmProblem {
   View workspace;  // u8 [1, pbllm_workspace_bytes], at a multiple of 8 bytes
 };
 
+// A stored linear, as engine/quant/methods/pbllm.cpp packs it: codes of `high_bits` bits on a
+// bitmap and signs off it, both compact (one row of codes in row-major order of their weights).
+struct PbllmDecode {
+  int high_bits = 8;  // 1 to 8
+  View bitmap;        // u8 [rows, ceil(d / 8)], 1-bit codes: 1 = salient
+  View signs;         // u8 [1, ceil(low / 8)], 1-bit codes; low: zeros of the bitmap
+  View high;          // u8 [1, ceil(ones * high_bits / 8)]; ones: of the bitmap
+  View means;         // f32 [rows, groups] or empty (0); groups divides d
+  View scales;        // f32 [rows, groups]
+  View high_scales;   // f32 [rows, 1]
+  View high_zeros;    // i32 [rows, 1]
+  View out;           // f32, f16 or bf16 [rows, d]: scale * (code - zero), or mean + or - scale
+  View workspace;     // u8 [1, pbllm_decode_bytes], at a multiple of 8 bytes
+};
+
+// Of PbllmDecode::workspace, on every device.
+[[nodiscard]] inline std::int64_t pbllm_decode_bytes(std::int64_t rows) { return rows * 8; }
+
 class PbllmOps {
  public:
   virtual ~PbllmOps() = default;
@@ -56,6 +74,15 @@ class PbllmOps {
   virtual void pbllm_sweep(const PbllmProblem& problem) = 0;
   [[nodiscard]] virtual std::int64_t pbllm_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                            std::int64_t block, DType factor) = 0;
+
+  // Codes by their mask: out u8 [1, n] holds the codes where mask is 0 and then those where it is
+  // 1, each in row-major order, and ones i32 [1, 1] how many the latter are. mask (0 or 1) and
+  // codes u8 [rows, d], n = rows * d below 2^31; workspace u8 [1, pbllm_split_bytes], at a multiple
+  // of 8 bytes. out is neither mask nor codes.
+  virtual void pbllm_split(View mask, View codes, View out, View ones, View workspace) = 0;
+  [[nodiscard]] virtual std::int64_t pbllm_split_bytes(std::int64_t rows, std::int64_t d) = 0;
+
+  virtual void pbllm_decode(const PbllmDecode& problem) = 0;
 };
 
 }  // namespace engine

@@ -1,5 +1,8 @@
 #include "engine/ops/trace_ops.h"
 
+#include <iterator>
+#include <sstream>
+
 namespace engine {
 
 namespace {
@@ -7,82 +10,32 @@ namespace {
 // Far below the number of marks that a backend keeps.
 constexpr std::size_t max_spans = 2048;
 
+// Every op of the contract, in alphabetical order.
+constexpr const char* names =
+    "add_abs_sums attention attention_step attention_step_bytes attention_workspace_bytes "
+    "awq_clip awq_clip_bytes billm_sweep billm_workspace_bytes block_tail code_targets "
+    "column_squares convert copy count_nonfinite damp_hessian decode_lattice decode_midrise "
+    "dequantize_codes diagonal download elapsed_ms embed expand factor_upper "
+    "factor_workspace_bytes fill_bell find_grid gate_up gather_columns gptq_sweep "
+    "gptq_workspace_bytes gram greedy_workspace_bytes kv_append kv_append_step kv_read "
+    "ldlq_greedy ldlq_sweep ldlq_workspace_bytes linear linears mark matmul moment_loss "
+    "moment_loss_bytes norm_linear pack_codes packed_matmul packed_workspace_bytes pbllm_decode "
+    "pbllm_select pbllm_select_bytes pbllm_split pbllm_split_bytes pbllm_sweep "
+    "pbllm_workspace_bytes place_columns qkv_step quantize_codes quipsharp_sweep "
+    "quipsharp_targets quipsharp_workspace_bytes record repack replay rmsnorm rope rope_step "
+    "round_trip_scaled row_argmax row_nll sample_step sample_step_bytes scale_moment "
+    "scale_weights silu_mul slim_candidates slim_decode slim_divisors slim_divisors_bytes "
+    "slim_salience slim_sweep slim_workspace_bytes softmax_kl square_sums synchronize "
+    "transform_rows transpose unpack unpack_codes upload zero";
+
 }  // namespace
 
 const std::vector<std::string>& TraceOps::op_names() {
-  static const std::vector<std::string> names = {"add_abs_sums",
-                                                 "attention",
-                                                 "attention_step",
-                                                 "attention_step_bytes",
-                                                 "attention_workspace_bytes",
-                                                 "awq_clip",
-                                                 "awq_clip_bytes",
-                                                 "billm_sweep",
-                                                 "billm_workspace_bytes",
-                                                 "block_tail",
-                                                 "convert",
-                                                 "copy",
-                                                 "count_nonfinite",
-                                                 "damp_hessian",
-                                                 "dequantize_codes",
-                                                 "diagonal",
-                                                 "download",
-                                                 "elapsed_ms",
-                                                 "embed",
-                                                 "expand",
-                                                 "factor_upper",
-                                                 "factor_workspace_bytes",
-                                                 "fill_bell",
-                                                 "find_grid",
-                                                 "gate_up",
-                                                 "gather_columns",
-                                                 "gptq_sweep",
-                                                 "gptq_workspace_bytes",
-                                                 "gram",
-                                                 "kv_append",
-                                                 "kv_append_step",
-                                                 "kv_read",
-                                                 "linear",
-                                                 "mark",
-                                                 "matmul",
-                                                 "moment_loss",
-                                                 "moment_loss_bytes",
-                                                 "norm_linear",
-                                                 "pack_codes",
-                                                 "packed_matmul",
-                                                 "packed_workspace_bytes",
-                                                 "pbllm_select",
-                                                 "pbllm_select_bytes",
-                                                 "pbllm_sweep",
-                                                 "pbllm_workspace_bytes",
-                                                 "qkv_step",
-                                                 "quantize_codes",
-                                                 "record",
-                                                 "repack",
-                                                 "replay",
-                                                 "rmsnorm",
-                                                 "rope",
-                                                 "rope_step",
-                                                 "round_trip_scaled",
-                                                 "row_argmax",
-                                                 "row_nll",
-                                                 "sample_step",
-                                                 "sample_step_bytes",
-                                                 "scale_weights",
-                                                 "silu_mul",
-                                                 "slim_candidates",
-                                                 "slim_divisors",
-                                                 "slim_salience",
-                                                 "slim_sweep",
-                                                 "slim_workspace_bytes",
-                                                 "softmax_kl",
-                                                 "square_sums",
-                                                 "synchronize",
-                                                 "unpack",
-                                                 "unpack_codes",
-                                                 "upload",
-                                                 "zero"};
-  return names;
+  static const std::vector<std::string> all = [] {
+    std::istringstream words(names);
+    return std::vector<std::string>{std::istream_iterator<std::string>(words), {}};
+  }();
+  return all;
 }
 
 TraceOps::TraceOps(Ops& ops, bool time) : ops_(ops), time_(time) { reset(); }
@@ -316,9 +269,14 @@ std::int64_t TraceOps::awq_clip_bytes(std::int64_t rows, std::int64_t d, const G
 
 // SlimOps
 
-void TraceOps::slim_divisors(View r, bool inverse, View out) {
+void TraceOps::slim_divisors(View r, bool inverse, View out, View workspace) {
   run("slim_divisors", cost::slim_divisors(r, inverse, out),
-      [&] { ops_.slim_divisors(r, inverse, out); });
+      [&] { ops_.slim_divisors(r, inverse, out, workspace); });
+}
+
+std::int64_t TraceOps::slim_divisors_bytes(std::int64_t d, bool inverse, DType factor) {
+  ++entry("slim_divisors_bytes").calls;
+  return ops_.slim_divisors_bytes(d, inverse, factor);
 }
 
 void TraceOps::slim_salience(View w, View divisors, std::int64_t group, View out) {
@@ -339,6 +297,10 @@ void TraceOps::softmax_kl(View y, View reference, double floor, View kl) {
 
 void TraceOps::slim_sweep(const SlimProblem& problem) {
   run("slim_sweep", cost::slim_sweep(problem), [&] { ops_.slim_sweep(problem); });
+}
+
+void TraceOps::slim_decode(const SlimDecode& problem) {
+  run("slim_decode", cost::slim_decode(problem), [&] { ops_.slim_decode(problem); });
 }
 
 std::int64_t TraceOps::slim_workspace_bytes(std::int64_t rows, std::int64_t d, std::int64_t group,
@@ -366,6 +328,96 @@ std::int64_t TraceOps::pbllm_workspace_bytes(std::int64_t rows, std::int64_t d, 
                                              DType factor) {
   ++entry("pbllm_workspace_bytes").calls;
   return ops_.pbllm_workspace_bytes(rows, d, block, factor);
+}
+
+void TraceOps::pbllm_split(View mask, View codes, View out, View ones, View workspace) {
+  run("pbllm_split", cost::pbllm_split(mask, codes, out, ones),
+      [&] { ops_.pbllm_split(mask, codes, out, ones, workspace); });
+}
+
+std::int64_t TraceOps::pbllm_split_bytes(std::int64_t rows, std::int64_t d) {
+  ++entry("pbllm_split_bytes").calls;
+  return ops_.pbllm_split_bytes(rows, d);
+}
+
+void TraceOps::pbllm_decode(const PbllmDecode& problem) {
+  run("pbllm_decode", cost::pbllm_decode(problem), [&] { ops_.pbllm_decode(problem); });
+}
+
+// TransformOps
+
+void TraceOps::transform_rows(View x, const TransformView& q, bool inverse, View out) {
+  run("transform_rows", cost::transform_rows(x, q, out),
+      [&] { ops_.transform_rows(x, q, inverse, out); });
+}
+
+void TraceOps::transpose(View in, View out) {
+  run("transpose", cost::pass({in, out}), [&] { ops_.transpose(in, out); });
+}
+
+void TraceOps::decode_midrise(View codes, int bits, View scales, View out) {
+  run("decode_midrise", cost::pass({out, codes, scales}, 2),
+      [&] { ops_.decode_midrise(codes, bits, scales, out); });
+}
+
+void TraceOps::decode_lattice(View codes, LatticeBook book, View scales, bool accumulate,
+                              View out) {
+  run("decode_lattice", cost::decode_lattice(codes, scales, accumulate, out),
+      [&] { ops_.decode_lattice(codes, book, scales, accumulate, out); });
+}
+
+void TraceOps::place_columns(View x, View perm, View diagonal, View out) {
+  run("place_columns", cost::pass({x, perm, diagonal, out}, diagonal.empty() ? 0 : 1),
+      [&] { ops_.place_columns(x, perm, diagonal, out); });
+}
+
+// QuipOps
+
+void TraceOps::column_squares(View w, View out) {
+  run("column_squares", cost::pass({w, out}, 2), [&] { ops_.column_squares(w, out); });
+}
+
+void TraceOps::scale_moment(View h, View s, double scale, View out) {
+  run("scale_moment", cost::scale_moment(h, s, out), [&] { ops_.scale_moment(h, s, scale, out); });
+}
+
+void TraceOps::code_targets(View w, View perm, View scales, View zeros, int bits, View out) {
+  run("code_targets", cost::pass({w, perm, scales, zeros, out}, 4),
+      [&] { ops_.code_targets(w, perm, scales, zeros, bits, out); });
+}
+
+void TraceOps::ldlq_sweep(const LdlqProblem& problem) {
+  run("ldlq_sweep", cost::ldlq_sweep(problem), [&] { ops_.ldlq_sweep(problem); });
+}
+
+std::int64_t TraceOps::ldlq_workspace_bytes(std::int64_t rows, std::int64_t d) {
+  ++entry("ldlq_workspace_bytes").calls;
+  return ops_.ldlq_workspace_bytes(rows, d);
+}
+
+void TraceOps::ldlq_greedy(const GreedyProblem& problem) {
+  run("ldlq_greedy", cost::ldlq_greedy(problem), [&] { ops_.ldlq_greedy(problem); });
+}
+
+std::int64_t TraceOps::greedy_workspace_bytes(std::int64_t rows, std::int64_t d) {
+  ++entry("greedy_workspace_bytes").calls;
+  return ops_.greedy_workspace_bytes(rows, d);
+}
+
+// QuipSharpOps
+
+void TraceOps::quipsharp_targets(View w, View squares, double factor, View out, View scale) {
+  run("quipsharp_targets", cost::pass({w, squares, out, scale}, 1),
+      [&] { ops_.quipsharp_targets(w, squares, factor, out, scale); });
+}
+
+void TraceOps::quipsharp_sweep(const QuipSharpProblem& problem) {
+  run("quipsharp_sweep", cost::quipsharp_sweep(problem), [&] { ops_.quipsharp_sweep(problem); });
+}
+
+std::int64_t TraceOps::quipsharp_workspace_bytes(std::int64_t rows, std::int64_t d) {
+  ++entry("quipsharp_workspace_bytes").calls;
+  return ops_.quipsharp_workspace_bytes(rows, d);
 }
 
 // PackedOps
@@ -478,6 +530,16 @@ void TraceOps::linear(View x, const Linear& w, View out, bool accumulate, View w
                       PackedKernel kernel) {
   run("linear", cost::linear(x, w, out, accumulate),
       [&] { ops_.linear(x, w, out, accumulate, workspace, kernel); });
+}
+
+void TraceOps::linears(View x, std::span<const LinearOut> all, View workspace) {
+  OpCost cost;
+  for (const LinearOut& one : all) {
+    const OpCost own = cost::linear(x, *one.w, one.out, false);
+    cost.bytes += own.bytes - (&one == all.data() ? 0 : x.bytes());  // x is read once
+    cost.flops += own.flops;
+  }
+  run("linears", cost, [&] { ops_.linears(x, all, workspace); });
 }
 
 // Ops

@@ -36,6 +36,20 @@ void damp_options(const DampOptions& o, Json& out) {
   out["factor"] = dtype_name(o.factor);
 }
 
+std::string damped_outcome(double share, int tries) {
+  char text[64];
+  std::snprintf(text, sizeof text, "damped(%g, %d tries)", share, tries);
+  return text;
+}
+
+Error damping_failed(const GroupPass& pass, const DampOptions& o) {
+  return Error(ErrorCode::numeric,
+               "layers." + std::to_string(pass.layer) + " " + tap_name(pass.tap) +
+                   ": the damped Hessian is not positive definite after " +
+                   std::to_string(o.tries) + " tries from --damp " + std::to_string(o.share) +
+                   " (raise --damp or --damp-tries, or give more calibration data)");
+}
+
 DampedFactor factor_hessian(GroupPass& pass, const DampOptions& o) {
   const std::int64_t d = pass.sites.front().weight.cols;
   DampedFactor out;
@@ -55,18 +69,10 @@ DampedFactor factor_hessian(GroupPass& pass, const DampOptions& o) {
     std::vector<std::uint8_t> dead(static_cast<std::size_t>(d));
     pass.ops.download(out.dead, host_view(dead.data(), 1, d));
     out.dead_columns = std::count(dead.begin(), dead.end(), std::uint8_t{1});
-    if (attempt > 1) {
-      char text[64];
-      std::snprintf(text, sizeof text, "damped(%g, %d tries)", share, attempt);
-      out.outcome = text;
-    }
+    if (attempt > 1) out.outcome = damped_outcome(share, attempt);
     return out;
   }
-  throw Error(ErrorCode::numeric,
-              "layers." + std::to_string(pass.layer) + " " + tap_name(pass.tap) +
-                  ": the damped Hessian is not positive definite after " + std::to_string(o.tries) +
-                  " tries from --damp " + std::to_string(o.share) +
-                  " (raise --damp or --damp-tries, or give more calibration data)");
+  throw damping_failed(pass, o);
 }
 
 }  // namespace engine

@@ -30,6 +30,10 @@ struct DampedFactor {
   std::string outcome = "ok";  // or "damped(SHARE, TRIES tries)"
 };
 
+// What a method says after more than one try, "damped(SHARE, TRIES tries)", and after the last.
+[[nodiscard]] std::string damped_outcome(double share, int tries);
+[[nodiscard]] Error damping_failed(const GroupPass& pass, const DampOptions& options);
+
 // Of pass.hessian, in the weight's own order of columns; memory from pass.arena. Throws
 // Error(numeric) when no try gave a positive definite matrix.
 [[nodiscard]] DampedFactor factor_hessian(GroupPass& pass, const DampOptions& options);

@@ -47,6 +47,7 @@ class Run {
   }
   void run_block(std::int64_t layer);
   void collect(std::span<const Tap> taps, const Hessians& hessians, bool with_output);
+  void collect_and_advance(const Hessians& hessians);
   GroupPass group_pass(std::int64_t layer, Tap tap, const View& hessian);
   void study_tap(std::int64_t layer, Tap tap, const View& hessian);
   void quantize_tap(std::int64_t layer, Tap tap, const View& hessian);
@@ -56,6 +57,7 @@ class Run {
   void compare_outputs(std::int64_t layer, const View& original, const View& quantized,
                        const View& sums);
   void advance_stream(std::int64_t layer, bool measure);
+  void compare_with_original(std::int64_t layer);
   void resume_block(std::int64_t layer);
   StreamPass stream_pass();
 
@@ -150,6 +152,25 @@ void Run::collect(std::span<const Tap> taps, const Hessians& hessians, bool with
       [&](std::int64_t first, const View& out) {
         if (first == 0 && with_output) ops_.copy(out, reference_.row_range(0, out.rows));
         whole = false;
+      });
+}
+
+// As collect of all taps. The stream gets the original block's outputs, and reference_ the first
+// batch's inputs.
+void Run::collect_and_advance(const Hessians& hessians) {
+  const Arena::Scope scope(arena_);
+  const StreamPass pass = stream_pass();
+  const View copy = arena_.make(MemTag::activations, job_.dtype, batch_ * pass.seq, config_.hidden);
+  if (dry()) return;
+  ops_.copy(hidden_.row_range(0, reference_.rows), reference_);
+  capture(
+      pass, hidden_, copy,
+      [&](Tap tap, const View& x) {
+        ops_.gram(x, hessians.of[static_cast<std::size_t>(tap)]);
+        return true;
+      },
+      [&](std::int64_t first, const View& out) {
+        ops_.copy(out, hidden_.row_range(first, out.rows));
       });
 }
 
@@ -256,7 +277,6 @@ void Run::compare_outputs(std::int64_t layer, const View& original, const View& 
 void Run::quantize_whole_block(std::int64_t layer) {
   const Arena::Scope scope(arena_);
   const View norms = arena_.make(MemTag::solver, DType::f32, 2, config_.hidden);
-  const View sums = arena_.make(MemTag::solver, DType::f64, 1, 2);
   std::vector<SiteResult> results;
   bool norms_changed = false;
   {
@@ -295,17 +315,24 @@ void Run::quantize_whole_block(std::int64_t layer) {
     ops_.convert(norms.row_range(0, 1), weights_.attn_norm);
     ops_.convert(norms.row_range(1, 1), weights_.mlp_norm);
   }
-  if (!needs_.original_stream) {
-    timed("propagate", [&] { advance_stream(layer, true); });
-    return;
-  }
-  const StreamPass pass = stream_pass();
-  if (dry()) return;
   timed("propagate", [&] {
-    check_stream(ops_, hidden_, "layers." + std::to_string(layer));
-    propagate(pass, reference_);
-    compare_outputs(layer, hidden_.row_range(0, reference_.rows), reference_, sums);
+    if (needs_.original_stream) {
+      compare_with_original(layer);
+    } else {
+      advance_stream(layer, true);
+    }
   });
+}
+
+// The stream holds the original block's outputs, reference_ the first batch's inputs.
+void Run::compare_with_original(std::int64_t layer) {
+  const Arena::Scope scope(arena_);
+  const StreamPass pass = stream_pass();
+  const View sums = arena_.make(MemTag::solver, DType::f64, 1, 2);
+  if (dry()) return;
+  check_stream(ops_, hidden_, "layers." + std::to_string(layer));
+  propagate(pass, reference_);
+  compare_outputs(layer, hidden_.row_range(0, reference_.rows), reference_, sums);
 }
 
 void Run::run_block(std::int64_t layer) {
@@ -318,6 +345,8 @@ void Run::run_block(std::int64_t layer) {
     for (const Tap tap : all_taps) quantize_tap(layer, tap, View{});
     return;
   }
+  REQUIRE(!needs_.original_stream || !(needs_.tap_order || needs_.study),
+          "the stream cannot be advanced before the taps are seen");
   if (needs_.tap_order) {
     for (const Tap tap : all_taps) {
       const Arena::Scope scope(arena_);
@@ -333,7 +362,13 @@ void Run::run_block(std::int64_t layer) {
     const Arena::Scope scope(arena_);
     Hessians hessians;
     for (const Tap tap : all_taps) hessians.of[static_cast<std::size_t>(tap)] = make_hessian(tap);
-    timed("capture", [&] { collect(all_taps, hessians, true); });
+    timed("capture", [&] {
+      if (needs_.original_stream) {
+        collect_and_advance(hessians);
+      } else {
+        collect(all_taps, hessians, true);
+      }
+    });
     if (needs_.study) {
       for (const Tap tap : all_taps)
         study_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
@@ -343,7 +378,11 @@ void Run::run_block(std::int64_t layer) {
       quantize_tap(layer, tap, hessians.of[static_cast<std::size_t>(tap)]);
     }
   }
-  timed("propagate", [&] { advance_stream(layer, true); });
+  if (needs_.original_stream) {
+    timed("propagate", [&] { compare_with_original(layer); });
+  } else {
+    timed("propagate", [&] { advance_stream(layer, true); });
+  }
 }
 
 void Run::resume_block(std::int64_t layer) {

@@ -76,10 +76,12 @@ SiteResult encode_affine(GroupPass& pass, const AffineCodes& c) {
   term.bits = c.spec.bits;
   term.codes_plane = encode_codes(pass, r, c);
   term.grid.kind = c.spec.group == 0 ? GridKind::row : GridKind::group;
+  if (c.midrise) term.grid.kind = GridKind::tensor;
+  term.grid.midrise = c.midrise;
   term.grid.group = c.spec.group;
   term.grid.product = c.spec.arithmetic;
   term.grid.scale_plane = encode_scales(pass, r, c);
-  if (!c.spec.symmetric) term.grid.zero_plane = encode_zeros(pass, r, c);
+  if (!c.spec.symmetric && !c.midrise) term.grid.zero_plane = encode_zeros(pass, r, c);
   if (!c.permutation.empty()) {
     r.weight.permutation_plane =
         pass.dry() ? describe_plane(r, "permutation", DType::i32, 0, 1, c.codes.cols)

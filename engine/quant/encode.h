@@ -13,6 +13,8 @@ struct AffineCodes {
   View zeros;        // i32 [rows, groups] on the device
   View permutation;  // i32 [1, cols] on the host, or empty: column j of the codes is column
                      // permutation[j] of the weight
+  // One scale for all of it, scales [1, 1], and Grid::midrise instead of zeros.
+  bool midrise = false;
 };
 
 // One affine term over full support. Packs on the device, takes scratch from pass.arena.

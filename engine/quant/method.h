@@ -23,8 +23,8 @@ struct Needs {
   bool study = false;      // study_group before the taps are quantized; needs the hessian
   // quantize_block() instead of quantize_group(): the block's inputs, not their moments.
   bool block = false;
-  // With `block`: the next block gets what the original block makes of its inputs. Otherwise what
-  // the quantized one does.
+  // With `block` or `hessian`: the next block gets what the original block makes of its inputs.
+  // Otherwise what the quantized one does. Not with tap_order or study.
   bool original_stream = false;
 
   // Whether calibration data is read at all.

@@ -4,10 +4,12 @@
 #define METHODS(METHOD) \
   METHOD(rtn)           \
   METHOD(gptq)          \
-  METHOD(billm)         \
   METHOD(awq)           \
+  METHOD(quip)          \
+  METHOD(quipsharp)     \
   METHOD(slimllm)       \
-  METHOD(pbllm)
+  METHOD(pbllm)         \
+  METHOD(billm)
 
 namespace engine {
 

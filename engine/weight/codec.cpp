@@ -1,6 +1,7 @@
 // Reference decoding (engine/weight/linear_weight.h has the equation) and encoding of planes.
 #include "engine/weight/codec.h"
 
+#include <array>
 #include <cstring>
 #include <limits>
 
@@ -36,18 +37,25 @@ float term_value(const LinearWeight& w, const Term& t, std::int64_t r, std::int6
   const Plane& codes = w.plane(t.codes_plane);
   if (t.kind == TermKind::dense) return read_float(codes, slot_row, slot_col);
 
-  const unsigned code = read_code(codes, slot_row, slot_col);
   const Unit u = unit_of(w, t.grid, r, c);
   const float scale = read_float(w.plane(t.grid.scale_plane), u.row, u.col);
   float value = 0.0F;
+  if (t.kind == TermKind::lattice) {
+    std::array<float, lattice_columns> point{};
+    read_point(w, t, r, c / lattice_columns, point);
+    value = scale * point[static_cast<std::size_t>(c % lattice_columns)];
+    return round_to(t.grid.product, value);
+  }
+  const unsigned code = read_code(codes, slot_row, slot_col);
   switch (t.kind) {
     case TermKind::affine: {
       const std::int64_t zero = t.grid.zero_plane < 0
                                     ? std::int64_t{1} << (t.bits - 1)
                                     : read_integer(w.plane(t.grid.zero_plane), u.row, u.col);
+      auto difference = static_cast<float>(static_cast<std::int64_t>(code) - zero);
+      if (t.grid.midrise) difference += 0.5F;
       // As the ops compute it: under f16 arithmetic the difference is rounded as well.
-      value = scale *
-              round_to(t.grid.product, static_cast<float>(static_cast<std::int64_t>(code) - zero));
+      value = scale * round_to(t.grid.product, difference);
       break;
     }
     case TermKind::codebook:
@@ -58,6 +66,7 @@ float term_value(const LinearWeight& w, const Term& t, std::int64_t r, std::int6
       if (t.mu_plane >= 0) value = read_float(w.plane(t.mu_plane), u.row, u.col) + value;
       break;
     case TermKind::dense:
+    case TermKind::lattice:
       break;  // returned above
   }
   return round_to(t.grid.product, value);
@@ -101,6 +110,24 @@ void store_element(View out, std::int64_t r, std::int64_t c, float value) {
   }
 }
 
+// x [rows, cols]: every row, or every column, by the inverse of the transform.
+void undo_transform(const LinearWeight& w, const Transform& t, bool by_rows,
+                    std::vector<float>& x) {
+  if (t.kind == TransformKind::none) return;
+  const std::int64_t d = by_rows ? w.cols : w.rows, m = by_rows ? w.rows : w.cols;
+  const HostTransform transform(t, read_signs(w, t), d, 1);
+  std::vector<double> vector(static_cast<std::size_t>(d));
+  for (std::int64_t k = 0; k < m; ++k) {
+    const auto at = [&](std::size_t i) {
+      return by_rows ? static_cast<std::size_t>(k * d) + i
+                     : i * static_cast<std::size_t>(m) + static_cast<std::size_t>(k);
+    };
+    for (std::size_t i = 0; i < vector.size(); ++i) vector[i] = static_cast<double>(x[at(i)]);
+    transform.apply(vector, true);
+    for (std::size_t i = 0; i < vector.size(); ++i) x[at(i)] = static_cast<float>(vector[i]);
+  }
+}
+
 }  // namespace
 
 void decode_linear(const LinearWeight& w, View out) {
@@ -112,6 +139,8 @@ void decode_linear(const LinearWeight& w, View out) {
   std::vector<float> t_sum(count, 0.0F);
   std::vector<char> covered(count, 0);
   for (const Term& t : w.terms) add_term(w, t, t_sum, covered);
+  undo_transform(w, w.right, true, t_sum);
+  undo_transform(w, w.left, false, t_sum);
 
   for (std::int64_t j = 0; j < w.cols; ++j) {
     const std::int64_t k = w.permutation_plane < 0
@@ -207,13 +236,15 @@ OwnedPlane floats_plane(View values, DType dtype, const std::string& role) {
   REQUIRE(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16,
           "a float plane is f32, f16 or bf16");
   OwnedPlane out = make_plane(role, dtype, 0, values.rows, values.cols);
+  const auto size = static_cast<std::int64_t>(dtype_bytes(dtype));
   for (std::int64_t r = 0; r < values.rows; ++r) {
-    for (std::int64_t c = 0; c < values.cols; ++c) {
-      const float value = values.host<float>()[r * values.stride + c];
+    const float* row = values.host<float>() + r * values.stride;
+    std::byte* to = row_span(out, r).data();
+    for (std::int64_t c = 0; c < values.cols; ++c, to += size) {
+      const float value = row[c];
       if (!(round_to(dtype, value) == value)) {  // also true for NaN
         refuse(role, r, c, std::string("a value of ") + dtype_name(dtype), std::to_string(value));
       }
-      std::byte* to = row_span(out, r).data() + c * static_cast<std::int64_t>(dtype_bytes(dtype));
       if (dtype == DType::f32) {
         std::memcpy(to, &value, sizeof value);
       } else {
@@ -223,6 +254,28 @@ OwnedPlane floats_plane(View values, DType dtype, const std::string& role) {
     }
   }
   return out;
+}
+
+OwnedPlane lattice_codes_plane(View codes) {
+  if (codes.dtype == DType::u8) return pack_codes_plane(codes, 8);
+  OwnedPlane out = make_plane("codes", DType::i16, 0, codes.rows, codes.cols);
+  for (std::int64_t r = 0; r < codes.rows; ++r) {
+    const auto to = row_span(out, r);
+    std::memcpy(to.data(), codes.host<std::int16_t>() + r * codes.stride, to.size());
+  }
+  return out;
+}
+
+OwnedPlane signs_plane(std::span<const float> signs) {
+  std::vector<std::uint8_t> bits(signs.size());
+  for (std::size_t i = 0; i < signs.size(); ++i) {
+    if (signs[i] != 1.0F && signs[i] != -1.0F) {
+      refuse("signs", 0, static_cast<std::int64_t>(i), "1 or -1", std::to_string(signs[i]));
+    }
+    bits[i] = signs[i] < 0.0F ? 1 : 0;
+  }
+  return pack_codes_plane(host_view(bits.data(), 1, static_cast<std::int64_t>(bits.size())), 1,
+                          "signs");
 }
 
 OwnedPlane indices_plane(std::span<const std::int32_t> ids, const std::string& role) {

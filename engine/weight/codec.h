@@ -27,6 +27,8 @@ void validate(const LinearWeight& weight, const std::string& file, const std::st
 // then name "memory" as the file). Arithmetic: a term's value is computed in f32 from exact
 // integers and rounded to grid.product; terms are added in f32 in their order; the diagonal
 // multiplies in f32; the result is rounded once to out's dtype. Weights that no term covers are 0.
+// Transforms are computed in f64, each rounded to f32: first the right one, then the left one.
+// Other implementations compute them in f32.
 void decode_linear(const LinearWeight& weight, View out);
 
 // A plane with its bytes. Moving keeps `plane.data` valid; copying would not, so it is deleted.
@@ -70,6 +72,11 @@ struct OwnedLinear {
 [[nodiscard]] inline OwnedPlane scales_plane(View values, DType dtype) {
   return floats_plane(values, dtype, "scales");
 }
+// Codes of a lattice term, host. e8p: codes i16 [rows, cols / 8] -> plain i16. e8_byte: codes u8 ->
+// packed with 8 bits.
+[[nodiscard]] OwnedPlane lattice_codes_plane(View codes);
+// Signs of a hadamard transform [d], +1 or -1.
+[[nodiscard]] OwnedPlane signs_plane(std::span<const float> signs);
 // i32 [1, n]: a permutation, a column set, column groups.
 [[nodiscard]] OwnedPlane indices_plane(std::span<const std::int32_t> ids, const std::string& role);
 // w f32, f16 or bf16, any stride -> the same elements.

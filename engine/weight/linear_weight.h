@@ -4,6 +4,8 @@
 //   W[r, perm[j]] = T[r, j] * diagonal[perm[j]]
 //
 // that is W = T P D: the permutation first, then the diagonal, which is indexed by columns of W.
+// With transforms, orthogonal matrices L of the outputs and R of the inputs, L^T T R stands in the
+// place of T: W = L^T T R P D, so that W x = L^T (T (R (P D x))).
 // Everything inside a term (supports, column groups) is indexed by columns of T.
 // docs/weights.md describes every field and how the methods map onto it.
 #pragma once
@@ -13,6 +15,8 @@
 #include <vector>
 
 #include "engine/core/view.h"
+#include "engine/weight/e8.h"
+#include "engine/weight/transform.h"
 #include "formats/bits.h"
 
 namespace engine {
@@ -66,6 +70,8 @@ struct Grid {
   std::int64_t group = 0;  // columns per group for kind group, else 0
   int scale_plane = -1;    // f32, f16 or bf16
   int zero_plane = -1;     // affine only: packed codes, i16 or i32; -1: symmetric, 2^(bits-1)
+  // affine without a zero plane only: the zero is (2^bits - 1) / 2, between the two middle codes.
+  bool midrise = false;
   // kind group only: i32 [1, cols], the group of each column; -1: column j is in group j / group.
   int column_group_plane = -1;
   DType product = DType::f32;  // f32 or f16: what a term's value is rounded to before the sum
@@ -76,12 +82,17 @@ enum class TermKind : std::uint8_t {
   affine,    // scale * (code - zero)
   codebook,  // scale * book[code]
   sign,      // mu + alpha for code 1, mu - alpha for code 0; sign(0) = +1 is code 1
+  lattice,   // scale * coordinate j % 8 of a point of R^8; one code for 8 columns (e8.h)
 };
 
 struct Term {
   TermKind kind = TermKind::affine;
-  int bits = 0;             // dense 0, affine 1..8, codebook 1..4, sign 1
-  int codes_plane = -1;     // dense: the elements (f32, f16 or bf16)
+  int bits = 0;  // dense 0, affine 1..8, codebook 1..4, sign 1; lattice: per weight,
+                 // 2 for book e8p, 1 for e8_byte
+  LatticeBook lattice = LatticeBook::e8p;  // lattice only
+  // dense: the elements (f32, f16 or bf16); lattice, [rows, cols / 8]: i16 elements, the bits of an
+  // unsigned code (e8p), or packed codes of 8 bits (e8_byte)
+  int codes_plane = -1;
   Grid grid;                // not for dense; sign: alpha is grid.scale_plane
   int codebook_plane = -1;  // codebook only: f32, f16 or bf16 [1, 2^bits]
   int mu_plane = -1;        // sign only: f32, f16 or bf16; -1: 0
@@ -95,6 +106,8 @@ struct LinearWeight {
   std::vector<Plane> planes;
   int permutation_plane = -1;  // i32 [1, cols]: column j of the terms is column perm[j] of W
   int diagonal_plane = -1;     // f32, f16 or bf16 [1, cols], by columns of W
+  Transform left;              // L, of size rows
+  Transform right;             // R, of size cols
 
   [[nodiscard]] const Plane& plane(int index) const {
     REQUIRE(index >= 0 && static_cast<std::size_t>(index) < planes.size(), "no such plane");

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/weight/packed_layout.h"
+#include "engine/weight/scheme_layout.h"
 
 namespace engine {
 namespace {
@@ -147,6 +148,7 @@ void decode_run(const PackedWeight& w, const RowUnit& unit, const std::uint8_t* 
 
 void decode_packed_tile(const PackedWeight& w, std::int64_t tile, float* out, std::int64_t stride) {
   const PackedShape& s = w.shape;
+  if (!is_record_kind(s.kind)) return decode_scheme_tile(w, tile, out, stride);
   const ReadCodes read = codes_reader(s);
   const auto* perm = w.permutation.empty() ? nullptr : w.permutation.host<std::int32_t>();
   const std::int64_t rows = std::min(record_rows, s.rows - tile * record_rows);

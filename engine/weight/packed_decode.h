@@ -1,6 +1,6 @@
 // Packed weights to f32 on the CPU, at the speed of a product that needs them: a row tile at a
-// time, words taken as they lie. Same bits as decode_packed_row of engine/weight/packed_layout.h,
-// which is the reference.
+// time, words taken as they lie. Record kinds: same bits as decode_packed_row of
+// engine/weight/packed_layout.h, which is the reference; others: decode_scheme_tile.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <string>
 
+#include "engine/weight/scheme_layout.h"
+
 namespace engine {
 namespace {
 
@@ -83,6 +85,10 @@ void check_packed_shape(const PackedShape& s) {
   if (s.rows < 1 || s.cols < 1 || s.rows > INT32_MAX || s.cols > INT32_MAX) {
     fail("[" + std::to_string(s.rows) + ", " + std::to_string(s.cols) + "]");
   }
+  if (s.scale_dtype != DType::f32 && s.scale_dtype != DType::f16 && s.scale_dtype != DType::bf16) {
+    fail(std::string("scales of ") + dtype_name(s.scale_dtype));
+  }
+  if (!is_record_kind(s.kind)) return check_scheme_shape(s);
   const bool bits_fit = s.kind == PackedKind::affine     ? s.bits >= 1 && s.bits <= 8
                         : s.kind == PackedKind::codebook ? s.bits == 4
                                                          : s.bits == 2;
@@ -90,9 +96,6 @@ void check_packed_shape(const PackedShape& s) {
   const bool group_fits =
       s.group == 0 || s.group == 32 || s.group == 64 || (s.group > 0 && s.group % record_cols == 0);
   if (!group_fits) fail("group " + std::to_string(s.group));
-  if (s.scale_dtype != DType::f32 && s.scale_dtype != DType::f16 && s.scale_dtype != DType::bf16) {
-    fail(std::string("scales of ") + dtype_name(s.scale_dtype));
-  }
   if (s.kind == PackedKind::codebook && s.zeros) fail("a codebook with zeros");
 }
 
@@ -100,7 +103,7 @@ void check_packed_weight(const char* op, const PackedWeight& w, DeviceKind devic
   const PackedShape& s = w.shape;
   check_packed_shape(s);
   check_bytes(op, "records", w.records, s.records_bytes(), device);
-  if (s.group == 0) {
+  if (s.row_unit_bytes() > 0) {
     check_bytes(op, "row units", w.row_units, s.row_unit_bytes(), device);
   } else {
     REQUIRE(w.row_units.empty(), std::string(op) + ": row units of a weight with groups");
@@ -323,6 +326,7 @@ void decode_packed_row(const PackedWeight& w, std::int64_t row, float* out) {
   const PackedShape& s = w.shape;
   const std::int64_t tile = row / record_rows;
   const std::int64_t r = row % record_rows;
+  REQUIRE(is_record_kind(s.kind), "decode_packed_row: not a record kind");
   const float* book = s.kind == PackedKind::codebook ? w.book.host<float>() : nullptr;
   const auto* perm = w.permutation.empty() ? nullptr : w.permutation.host<std::int32_t>();
   const std::int64_t span = s.group == 0 ? record_cols : std::min(s.group, record_cols);
@@ -351,6 +355,8 @@ void decode_packed_row(const PackedWeight& w, std::int64_t row, float* out) {
           break;
         case PackedKind::binary2:
           out[to] = affine(0, code & 1U) + affine(1, code >> 1U);
+          break;
+        default:
           break;
       }
     }

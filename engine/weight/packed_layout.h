@@ -98,7 +98,8 @@ void pack_records(View codes, View scales, View zeros, const PackedWeight& w, st
 void unpack_records(const PackedWeight& w, View codes, View scales, View zeros, std::int64_t first,
                     std::int64_t last);
 // One row of W in f32, columns in the order of W (a permutation is applied). out: cols floats.
-// scale * (code - zero) with one rounding; binary2: each product rounded, then the sum.
+// scale * (code - zero) with one rounding; binary2: each product rounded, then the sum. Record kinds
+// only.
 void decode_packed_row(const PackedWeight& w, std::int64_t row, float* out);
 
 }  // namespace engine

@@ -41,10 +41,14 @@ std::string term_name(const LinearWeight& w, const Term& t) {
       return std::string("dense ") + dtype_name(w.plane(t.codes_plane).dtype) + where;
     case TermKind::affine:
       return "affine" + std::to_string(t.bits) + grid_name(t.grid) +
-             (t.grid.zero_plane < 0 ? " sym" : " asym") + scale_name(w, t.grid) + where;
+             (t.grid.midrise ? " midrise" : (t.grid.zero_plane < 0 ? " sym" : " asym")) +
+             scale_name(w, t.grid) + where;
     case TermKind::codebook:
       return "codebook" + std::to_string(t.bits) + grid_name(t.grid) + scale_name(w, t.grid) +
              where;
+    case TermKind::lattice:
+      return std::string("lattice ") + (t.lattice == LatticeBook::e8p ? "e8p" : "e8-byte") +
+             grid_name(t.grid) + scale_name(w, t.grid);
     case TermKind::sign:
       return "sign" + grid_name(t.grid) + scale_name(w, t.grid) + (t.mu_plane >= 0 ? " mu" : "") +
              where;
@@ -52,13 +56,28 @@ std::string term_name(const LinearWeight& w, const Term& t) {
   throw Error(ErrorCode::internal, "unknown term kind");
 }
 
+// " hadamard28-in": the order of the small matrix, unless that is 1.
+std::string transform_name(const Transform& t, std::int64_t d, const char* side) {
+  if (t.kind == TransformKind::none) return "";
+  if (t.kind == TransformKind::butterfly) {
+    return std::string(t.shared ? " kronecker" : " butterfly") + (t.permuted ? "" : "-plain") +
+           side;
+  }
+  const std::int64_t order = hadamard_order(d);
+  return " hadamard" + (order == 1 ? "" : std::to_string(order)) + side;
+}
+
+bool has_transforms(const LinearWeight& w) {
+  return w.left.kind != TransformKind::none || w.right.kind != TransformKind::none;
+}
+
 }  // namespace
 
 std::optional<AffinePattern> match_affine(const LinearWeight& w) {
-  if (w.terms.size() != 1 || w.diagonal_plane >= 0) return std::nullopt;
+  if (w.terms.size() != 1 || w.diagonal_plane >= 0 || has_transforms(w)) return std::nullopt;
   const Term& t = w.terms[0];
   if (t.kind != TermKind::affine || !t.support.everything()) return std::nullopt;
-  if (t.grid.kind == GridKind::tensor) return std::nullopt;
+  if (t.grid.kind == GridKind::tensor || t.grid.midrise) return std::nullopt;
 
   AffinePattern out;
   out.grid.bits = t.bits;
@@ -78,6 +97,7 @@ std::optional<AffinePattern> match_affine(const LinearWeight& w) {
 
 std::optional<DensePattern> match_dense(const LinearWeight& w) {
   if (w.terms.size() != 1 || w.diagonal_plane >= 0 || w.permutation_plane >= 0) return std::nullopt;
+  if (has_transforms(w)) return std::nullopt;
   const Term& t = w.terms[0];
   if (t.kind != TermKind::dense || !t.support.everything()) return std::nullopt;
   return DensePattern{t.codes_plane, w.plane(t.codes_plane).dtype};
@@ -85,6 +105,7 @@ std::optional<DensePattern> match_dense(const LinearWeight& w) {
 
 std::optional<PackedPattern> match_packable(const LinearWeight& w) {
   if (w.terms.empty() || w.terms.size() > 2 || w.diagonal_plane >= 0) return std::nullopt;
+  if (has_transforms(w)) return std::nullopt;
   const Term& first = w.terms[0];
   PackedPattern out;
   PackedShape& shape = out.shape;
@@ -119,7 +140,7 @@ std::optional<PackedPattern> match_packable(const LinearWeight& w) {
 
   for (std::size_t i = 0; i < w.terms.size(); ++i) {
     const Term& t = w.terms[i];
-    if (!t.support.everything()) return std::nullopt;
+    if (!t.support.everything() || t.grid.midrise) return std::nullopt;
     if (w.terms.size() == 2) {
       if (t.kind != TermKind::affine || t.bits != 1) return std::nullopt;
       const Plane& scales = w.plane(t.grid.scale_plane);
@@ -141,6 +162,7 @@ std::string scheme_name(const LinearWeight& w) {
   for (const Term& t : w.terms) out += (out.empty() ? "" : " + ") + term_name(w, t);
   if (w.permutation_plane >= 0) out += " permuted";
   if (w.diagonal_plane >= 0) out += " diagonal";
+  out += transform_name(w.right, w.cols, "-in") + transform_name(w.left, w.rows, "-out");
   return out;
 }
 

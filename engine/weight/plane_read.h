@@ -37,6 +37,13 @@ template <class T>
 // An element of an f32, f16 or bf16 plane.
 [[nodiscard]] float read_float(const Plane& plane, std::int64_t r, std::int64_t c);
 
+// The point of R^8 of code k of row r of a lattice term, times nothing.
+void read_point(const LinearWeight& weight, const Term& term, std::int64_t r, std::int64_t k,
+                std::span<float, 8> out);
+
+// +1 and -1, the signs of a hadamard transform; empty for others.
+[[nodiscard]] std::vector<float> read_signs(const LinearWeight& weight, const Transform& transform);
+
 // An element of a packed, i16 or i32 plane.
 [[nodiscard]] std::int64_t read_integer(const Plane& plane, std::int64_t r, std::int64_t c);
 
@@ -49,11 +56,17 @@ class SupportMask {
     if (bitmap_ == nullptr) return true;
     return (read_code(*bitmap_, r, c) != 0) == bitmap_value_;
   }
+  // Puts the columns of a row's supported weights, in order, in the place of `columns`.
+  void find_row(std::int64_t r, std::vector<std::int32_t>& columns) const;
   // Supported weights of one row, and of the whole matrix.
   [[nodiscard]] std::int64_t count_row(std::int64_t r) const;
   [[nodiscard]] std::int64_t count() const;
 
  private:
+  // body(word, first): the support of columns [first, first + 64) as bits, for each such word.
+  template <class F>
+  void for_words(std::int64_t r, F&& body) const;
+
   std::int64_t rows_;
   std::vector<char> column_in_;
   std::vector<std::byte> column_bits_;  // the same as a bitmap's row

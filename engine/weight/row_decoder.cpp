@@ -1,5 +1,7 @@
 #include "engine/weight/row_decoder.h"
 
+#include <algorithm>
+#include <array>
 #include <span>
 
 #include "formats/bits.h"
@@ -12,6 +14,7 @@ struct RowDecoder::Scratch {
   std::vector<std::int32_t> columns;  // supported by the current term, in order
   std::vector<std::uint8_t> codes;    // of the row's slots
   std::vector<float> scales, mus;     // of the row's units
+  std::vector<float> signed_values;   // of a sign term: of codes 0 and 1 in each unit
   std::vector<std::int64_t> zeros;
 
   explicit Scratch(std::int64_t cols)
@@ -39,15 +42,17 @@ void read_floats(const Plane& p, std::int64_t r, std::vector<float>& out) {
   }
 }
 
-void store_row(View out, std::int64_t r, std::int64_t c, float value) {
-  const std::int64_t at = r * out.stride + c;
+// Calls body(row) with row the first element of row r.
+template <class Body>
+void with_row(const View& out, std::int64_t r, Body&& body) {
+  const std::int64_t at = r * out.stride;
   switch (out.dtype) {
     case DType::f32:
-      return store(out.host<float>()[at], value);
+      return body(out.host<float>() + at);
     case DType::f16:
-      return store(out.host<f16>()[at], value);
+      return body(out.host<f16>() + at);
     case DType::bf16:
-      return store(out.host<bf16>()[at], value);
+      return body(out.host<bf16>() + at);
     default:
       throw Error(ErrorCode::internal, "RowDecoder: out is " + out.shape());
   }
@@ -87,10 +92,7 @@ RowDecoder::RowDecoder(const LinearWeight& weight) : w_(weight) {
 // would lose a sign.
 void RowDecoder::add_term(const TermPlan& plan, std::int64_t r, Scratch& s) const {
   const Term& t = *plan.term;
-  s.columns.clear();
-  for (std::int64_t c = 0; c < w_.cols; ++c) {
-    if (plan.mask.test(r, c)) s.columns.push_back(static_cast<std::int32_t>(c));
-  }
+  plan.mask.find_row(r, s.columns);
   const Plane& codes = w_.plane(t.codes_plane);
   const bool one_row = !plan.starts.empty();  // the codes of all rows in one
   const std::int64_t code_row = one_row ? 0 : r;
@@ -112,6 +114,19 @@ void RowDecoder::add_term(const TermPlan& plan, std::int64_t r, Scratch& s) cons
     return;
   }
 
+  const std::int64_t grid_row = t.grid.kind == GridKind::tensor ? 0 : r;
+  read_floats(w_.plane(t.grid.scale_plane), grid_row, s.scales);
+  const DType product = t.grid.product;
+  if (t.kind == TermKind::lattice) {  // everywhere, with one scale per row
+    std::array<float, lattice_columns> point{};
+    return add([&](std::size_t slot, std::size_t) {
+      if (slot % point.size() == 0) {
+        read_point(w_, t, r, static_cast<std::int64_t>(slot / point.size()), point);
+      }
+      return round_to(product, s.scales[0] * point[slot % point.size()]);
+    });
+  }
+
   if (one_row) {
     for (std::size_t i = 0; i < s.columns.size(); ++i) {
       s.codes[i] =
@@ -122,12 +137,9 @@ void RowDecoder::add_term(const TermPlan& plan, std::int64_t r, Scratch& s) cons
                static_cast<unsigned>(codes.bits),
                std::span(s.codes).first(static_cast<std::size_t>(codes.cols)));
   }
-  const std::int64_t grid_row = t.grid.kind == GridKind::tensor ? 0 : r;
-  read_floats(w_.plane(t.grid.scale_plane), grid_row, s.scales);
   const auto unit = [&](std::size_t c) {
     return plan.unit.empty() ? std::size_t{0} : static_cast<std::size_t>(plan.unit[c]);
   };
-  const DType product = t.grid.product;
   switch (t.kind) {
     case TermKind::affine:
       s.zeros.assign(s.scales.size(), std::int64_t{1} << (t.bits - 1));
@@ -139,7 +151,8 @@ void RowDecoder::add_term(const TermPlan& plan, std::int64_t r, Scratch& s) cons
       }
       return add([&](std::size_t slot, std::size_t c) {
         const std::size_t u = unit(c);
-        const auto difference = static_cast<float>(s.codes[slot] - s.zeros[u]);
+        auto difference = static_cast<float>(s.codes[slot] - s.zeros[u]);
+        if (t.grid.midrise) difference += 0.5F;
         return round_to(product, s.scales[u] * round_to(product, difference));
       });
     case TermKind::codebook:
@@ -148,30 +161,54 @@ void RowDecoder::add_term(const TermPlan& plan, std::int64_t r, Scratch& s) cons
       });
     case TermKind::sign:
       if (t.mu_plane >= 0) read_floats(w_.plane(t.mu_plane), grid_row, s.mus);
+      s.signed_values.resize(2 * s.scales.size());
+      for (std::size_t u = 0; u < s.scales.size(); ++u) {
+        for (const bool up : {false, true}) {
+          const float value = up ? s.scales[u] : -s.scales[u];
+          s.signed_values[2 * u + (up ? 1 : 0)] =
+              round_to(product, t.mu_plane >= 0 ? s.mus[u] + value : value);
+        }
+      }
       return add([&](std::size_t slot, std::size_t c) {
-        const std::size_t u = unit(c);
-        const float value = s.codes[slot] == 1 ? s.scales[u] : -s.scales[u];
-        return round_to(product, t.mu_plane >= 0 ? s.mus[u] + value : value);
+        return s.signed_values[2 * unit(c) + s.codes[slot]];
       });
     case TermKind::dense:
-      break;
+    case TermKind::lattice:
+      break;  // returned above
   }
   throw Error(ErrorCode::internal, "unknown term kind");
 }
 
-void RowDecoder::decode(std::int64_t first, View out) const {
+void RowDecoder::sum_terms(std::int64_t r, Scratch& s) const {
+  s.sum.assign(s.sum.size(), 0.0F);
+  s.covered.assign(s.covered.size(), 0);
+  for (const TermPlan& plan : terms_) add_term(plan, r, s);
+}
+
+void RowDecoder::decode_terms(std::int64_t first, View out) const {
   REQUIRE(first >= 0 && first + out.rows <= w_.rows && out.cols == w_.cols,
           "RowDecoder: out is " + out.shape());
   Scratch s(w_.cols);
   for (std::int64_t r = 0; r < out.rows; ++r) {
-    s.sum.assign(s.sum.size(), 0.0F);
-    s.covered.assign(s.covered.size(), 0);
-    for (const TermPlan& plan : terms_) add_term(plan, first + r, s);
-    for (std::size_t j = 0; j < s.sum.size(); ++j) {
-      const std::size_t k = permutation_.empty() ? j : static_cast<std::size_t>(permutation_[j]);
-      const float value = diagonal_.empty() ? s.sum[j] : s.sum[j] * diagonal_[k];
-      store_row(out, r, static_cast<std::int64_t>(k), value);
-    }
+    sum_terms(first + r, s);
+    std::copy(s.sum.begin(), s.sum.end(), out.host<float>() + r * out.stride);
+  }
+}
+
+void RowDecoder::decode(std::int64_t first, View out) const {
+  REQUIRE(w_.left.kind == TransformKind::none && w_.right.kind == TransformKind::none,
+          "rows of a weight with transforms");
+  REQUIRE(first >= 0 && first + out.rows <= w_.rows && out.cols == w_.cols,
+          "RowDecoder: out is " + out.shape());
+  Scratch s(w_.cols);
+  for (std::int64_t r = 0; r < out.rows; ++r) {
+    sum_terms(first + r, s);
+    with_row(out, r, [&](auto* row) {
+      for (std::size_t j = 0; j < s.sum.size(); ++j) {
+        const std::size_t k = permutation_.empty() ? j : static_cast<std::size_t>(permutation_[j]);
+        store(row[k], diagonal_.empty() ? s.sum[j] : s.sum[j] * diagonal_[k]);
+      }
+    });
   }
 }
 

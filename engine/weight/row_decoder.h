@@ -17,8 +17,11 @@ class RowDecoder {
   explicit RowDecoder(const LinearWeight& weight);
 
   // out [n, cols], f32, f16 or bf16, host, any stride: rows [first, first + n). May run on several
-  // threads at once.
+  // threads at once. Not for weights with transforms, of which a row is more than a row of T.
   void decode(std::int64_t first, View out) const;
+
+  // The sum T of the terms alone, for any weight; out [n, cols] f32.
+  void decode_terms(std::int64_t first, View out) const;
 
  private:
   struct TermPlan {
@@ -30,6 +33,7 @@ class RowDecoder {
   };
   struct Scratch;
 
+  void sum_terms(std::int64_t r, Scratch& s) const;
   void add_term(const TermPlan& plan, std::int64_t r, Scratch& s) const;
 
   const LinearWeight& w_;

@@ -13,7 +13,10 @@ namespace engine {
 namespace {
 
 // Indexed by the enums' values.
-constexpr std::array<std::string_view, 4> term_names = {"dense", "affine", "codebook", "sign"};
+constexpr std::array<std::string_view, 5> term_names = {"dense", "affine", "codebook", "sign",
+                                                        "lattice"};
+constexpr std::array<std::string_view, 2> lattice_names = {"e8p", "e8_byte"};
+constexpr std::array<std::string_view, 3> transform_names = {"none", "hadamard", "butterfly"};
 constexpr std::array<std::string_view, 3> grid_names = {"tensor", "row", "group"};
 constexpr std::array<std::string_view, 3> select_names = {"all", "in", "not_in"};
 
@@ -29,6 +32,7 @@ Json grid_json(const Grid& g) {
   if (g.kind == GridKind::group) out["group"] = g.group;
   out["scales"] = g.scale_plane;
   if (g.zero_plane >= 0) out["zeros"] = g.zero_plane;
+  if (g.midrise) out["midrise"] = true;
   if (g.column_group_plane >= 0) out["column_groups"] = g.column_group_plane;
   out["product"] = dtype_name(g.product);
   return out;
@@ -49,11 +53,25 @@ Json support_json(const Support& s) {
 Json term_json(const Term& t) {
   Json out = {{"kind", name_of(term_names, t.kind)}};
   if (t.kind != TermKind::dense) out["bits"] = t.bits;
+  if (t.kind == TermKind::lattice) out["book"] = name_of(lattice_names, t.lattice);
   out["codes"] = t.codes_plane;
   if (t.kind != TermKind::dense) out["grid"] = grid_json(t.grid);
   if (t.codebook_plane >= 0) out["codebook"] = t.codebook_plane;
   if (t.mu_plane >= 0) out["mu"] = t.mu_plane;
   if (!t.support.everything()) out["support"] = support_json(t.support);
+  return out;
+}
+
+Json transform_json(const Transform& t) {
+  Json out = {{"kind", name_of(transform_names, t.kind)}};
+  if (t.kind == TransformKind::hadamard) {
+    out["signs"] = t.signs_plane;
+    return out;
+  }
+  out["seed"] = t.seed;
+  out["stream"] = t.stream;
+  if (t.shared) out["shared"] = true;
+  if (!t.permuted) out["permuted"] = false;
   return out;
 }
 
@@ -119,7 +137,7 @@ class Reader {
   }
 
   [[nodiscard]] Grid grid(const JsonObject& object) const {
-    only_keys(object, {"kind", "group", "scales", "zeros", "column_groups", "product"});
+    only_keys(object, {"kind", "group", "scales", "zeros", "midrise", "column_groups", "product"});
     Grid out;
     out.kind = enum_from<GridKind>(object, "kind", grid_names);
     if (out.kind == GridKind::group) {
@@ -129,6 +147,7 @@ class Reader {
     }
     out.scale_plane = plane(object, "scales");
     out.zero_plane = optional_plane(object, "zeros");
+    out.midrise = object.boolean("midrise", false);
     out.column_group_plane = optional_plane(object, "column_groups");
     out.product = dtype_from(object, "product", {DType::f32, DType::f16});
     return out;
@@ -148,7 +167,7 @@ class Reader {
   }
 
   [[nodiscard]] Term term(const JsonObject& object) const {
-    only_keys(object, {"kind", "bits", "codes", "grid", "codebook", "mu", "support"});
+    only_keys(object, {"kind", "bits", "book", "codes", "grid", "codebook", "mu", "support"});
     Term out;
     out.kind = enum_from<TermKind>(object, "kind", term_names);
     out.codes_plane = plane(object, "codes");
@@ -160,9 +179,33 @@ class Reader {
       out.bits = static_cast<int>(object.integer("bits", 1, 8));
       out.grid = grid(object.object("grid"));
     }
+    if (out.kind == TermKind::lattice) {
+      out.lattice = enum_from<LatticeBook>(object, "book", lattice_names);
+    } else if (object.has("book")) {
+      object.fail("book", "nothing unless the term is a lattice");
+    }
     out.codebook_plane = optional_plane(object, "codebook");
     out.mu_plane = optional_plane(object, "mu");
     if (object.has("support")) out.support = support(object.object("support"));
+    return out;
+  }
+
+  // The transform under `key`, or none.
+  [[nodiscard]] Transform transform(const JsonObject& parent, std::string_view key) const {
+    Transform out;
+    if (!parent.has(key)) return out;
+    const JsonObject object = parent.object(key);
+    out.kind = enum_from<TransformKind>(object, "kind", transform_names, 1);
+    if (out.kind == TransformKind::hadamard) {
+      only_keys(object, {"kind", "signs"});
+      out.signs_plane = plane(object, "signs");
+      return out;
+    }
+    only_keys(object, {"kind", "seed", "stream", "shared", "permuted"});
+    out.seed = static_cast<std::uint64_t>(object.integer("seed", 0, INT64_MAX));
+    out.stream = static_cast<std::uint64_t>(object.integer("stream", 0, INT64_MAX));
+    out.shared = object.boolean("shared", false);
+    out.permuted = object.boolean("permuted", true);
     return out;
   }
 
@@ -204,6 +247,8 @@ Json describe(const LinearWeight& w, std::span<const std::uint32_t> plane_ids) {
   out["terms"] = std::move(terms);
   if (w.permutation_plane >= 0) out["permutation"] = w.permutation_plane;
   if (w.diagonal_plane >= 0) out["diagonal"] = w.diagonal_plane;
+  if (w.left.kind != TransformKind::none) out["left"] = transform_json(w.left);
+  if (w.right.kind != TransformKind::none) out["right"] = transform_json(w.right);
   Json planes = Json::array();
   for (std::size_t i = 0; i < w.planes.size(); ++i) {
     planes.push_back(plane_json(w.planes[i], plane_ids[i]));
@@ -215,7 +260,8 @@ Json describe(const LinearWeight& w, std::span<const std::uint32_t> plane_ids) {
 LinearWeight linear_from_json(const Json& json, const std::string& file, const std::string& place,
                               std::vector<std::uint32_t>& plane_ids) {
   const JsonObject object(json, file, place);
-  only_keys(object, {"rows", "cols", "terms", "permutation", "diagonal", "planes"});
+  only_keys(object,
+            {"rows", "cols", "terms", "permutation", "diagonal", "left", "right", "planes"});
   LinearWeight out;
   out.rows = object.integer("rows", 1, max_dimension);
   out.cols = object.integer("cols", 1, max_dimension);
@@ -233,6 +279,8 @@ LinearWeight linear_from_json(const Json& json, const std::string& file, const s
   }
   out.permutation_plane = reader.optional_plane(object, "permutation");
   out.diagonal_plane = reader.optional_plane(object, "diagonal");
+  out.left = reader.transform(object, "left");
+  out.right = reader.transform(object, "right");
   validate_structure(out, file, place);
   return out;
 }

@@ -1,4 +1,6 @@
 // Checks of a LinearWeight, first its structure and then its data (declared in codec.h).
+#include <algorithm>
+
 #include "engine/weight/codec.h"
 #include "engine/weight/plane_read.h"
 
@@ -38,6 +40,8 @@ class Checker {
     if (w_.diagonal_plane != -1) {
       expect_shape("diagonal", w_.diagonal_plane, Element::real, 1, w_.cols);
     }
+    transform(w_.left, w_.rows, "left");
+    transform(w_.right, w_.cols, "right");
     for (std::size_t i = 0; i < used_.size(); ++i) {
       if (!used_[i]) fail(plane_name(i), "a plane that something refers to", "an unused one");
     }
@@ -144,8 +148,11 @@ class Checker {
       case TermKind::sign:
         range(where + ".bits", t.bits, 1, 1);
         break;
+      case TermKind::lattice:
+        lattice(t, where);
+        break;
       default:
-        fail(where + ".kind", "dense, affine, codebook or sign",
+        fail(where + ".kind", "dense, affine, codebook, sign or lattice",
              std::to_string(static_cast<int>(t.kind)));
     }
     if (t.kind != TermKind::affine) {
@@ -162,8 +169,53 @@ class Checker {
     codes(t, where + ".codes");
   }
 
+  void lattice(const Term& t, const std::string& where) const {
+    if (t.lattice != LatticeBook::e8p && t.lattice != LatticeBook::e8_byte) {
+      fail(where + ".book", "e8p or e8_byte", std::to_string(static_cast<int>(t.lattice)));
+    }
+    const int bits = t.lattice == LatticeBook::e8p ? 2 : 1;
+    range(where + ".bits", t.bits, bits, bits);
+    if (w_.cols % lattice_columns != 0) {
+      fail("cols", "a multiple of 8 for a lattice term", std::to_string(w_.cols));
+    }
+    if (t.grid.kind == GridKind::group) fail(where + ".grid.kind", "tensor or row", "group");
+    if (!t.support.everything()) fail(where + ".support", "everything for a lattice term", "less");
+  }
+
+  void transform(const Transform& t, std::int64_t d, const std::string& where) {
+    if (t.kind != TransformKind::hadamard) {
+      absent(where + ".signs", t.signs_plane, "unless the transform is hadamard");
+    }
+    switch (t.kind) {
+      case TransformKind::none:
+        return;
+      case TransformKind::hadamard:
+        if (hadamard_order(d) == 0) {
+          fail(where, "a size with a Hadamard matrix", std::to_string(d));
+        }
+        return expect_shape(where + ".signs", t.signs_plane, Element::codes, 1, d, 1);
+      case TransformKind::butterfly: {
+        if (!has_butterfly(d)) {
+          const auto [p1, p2] = butterfly_sides(d);
+          fail(where,
+               "a size up to " + std::to_string(max_butterfly_size) + " with two sides up to " +
+                   std::to_string(max_butterfly_side),
+               std::to_string(d) + " = " + std::to_string(p1) + " * " + std::to_string(p2));
+        }
+        if (std::max(t.seed, t.stream) > static_cast<std::uint64_t>(INT64_MAX)) {
+          fail(where, "seed and stream below 2^63", "more");
+        }
+        return;
+      }
+    }
+    fail(where + ".kind", "none, hadamard or butterfly", std::to_string(static_cast<int>(t.kind)));
+  }
+
   void grid(const Term& t, const std::string& where) {
     const Grid& g = t.grid;
+    if (g.midrise && (t.kind != TermKind::affine || g.zero_plane != -1)) {
+      fail(where + ".grid.midrise", "false unless the term is affine without zeros", "true");
+    }
     if (g.product != DType::f32 && g.product != DType::f16) {
       fail(where + ".grid.product", "f32 or f16", dtype_name(g.product));
     }
@@ -223,7 +275,15 @@ class Checker {
   void codes(const Term& t, const std::string& where) {
     const Element element = t.kind == TermKind::dense ? Element::real : Element::codes;
     const Support& s = t.support;
-    if (!s.compact) {
+    if (t.kind == TermKind::lattice) {
+      const bool words = t.lattice == LatticeBook::e8p;
+      if (words) {
+        const Plane& p = use(where, t.codes_plane);
+        if (p.packed() || p.dtype != DType::i16) fail(where, "a plane of i16", plane_text(p));
+      }
+      expect_shape(where, t.codes_plane, words ? Element::integer : Element::codes, w_.rows,
+                   w_.cols / lattice_columns, words ? 0 : 8);
+    } else if (!s.compact) {
       expect_shape(where, t.codes_plane, element, w_.rows, w_.cols, t.bits);
     } else if (s.bitmap == Select::all) {
       const std::int64_t ids = w_.plane(s.columns_plane).cols;

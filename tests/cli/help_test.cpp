@@ -189,6 +189,18 @@ TEST(Help, MethodsListTheirOptions) {
   own["pbllm"] = {"--bits",  "--salient",         "--high-bits", "--metric",
                   "--group", "--no-compensation", "--block",     "--scale-dtype",
                   "--damp",  "--damp-tries",      "--factor"};
+  own["billm"] = {"--metric", "--search",      "--rest-passes", "--max-salient", "--no-mean",
+                  "--block",  "--scale-dtype", "--damp",        "--damp-tries",  "--factor"};
+  own["slimllm"] = {"--bits",     "--group",      "--scale-dtype",
+                    "--salience", "--divergence", "--allocation",
+                    "--lambda",   "--bit-table",  "--no-scale-search",
+                    "--damp",     "--damp-tries", "--no-leading-middle-zero",
+                    "--factor",   "--search-damp"};
+  own["quipsharp"] = {"--bits",       "--scale-factor", "--tune-iters",     "--sigma-reg",
+                      "--damp-tries", "--factor",       "--transform-seed", "--calibration-stream"};
+  own["quip"] = {"--bits",       "--grid",           "--transform",  "--transform-seed",
+                 "--no-rescale", "--diagonal-dtype", "--rho",        "--order",
+                 "--passes",     "--damp",           "--damp-tries", "--factor"};
   const auto plain = options_of("quantize");
   EXPECT_GE(methods().size(), own.size());
   for (const std::string& method : methods()) {

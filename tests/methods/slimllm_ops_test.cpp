@@ -333,7 +333,7 @@ TEST(SlimSalience, DividesByTheFactorOrTheInverse) {
   for (const bool paper : {false, true}) {
     std::vector<double> divisors(index(d)), sums(3);
     const View dv = host_view(divisors.data(), 1, d);
-    ops.slim_divisors(r, paper, dv);
+    ops.slim_divisors(r, paper, dv, {});
     std::vector<double> expected(3, 0.0);
     for (std::int64_t j = 0; j < d; ++j) {
       const double by = paper ? inverse[index(j * d + j)] : lower[index(j * d + j)];

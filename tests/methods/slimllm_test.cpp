@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "formats/bits.h"
 #include "tests/formats/temp_dir.h"
 #include "tests/support/model_runs.h"
 #include "tests/support/quant_fixtures.h"
@@ -165,6 +166,43 @@ TEST_F(SlimLlmTest, ATableReplacesTheSearch) {
   EXPECT_THROW((void)method_with("slimllm", options, source_->config()), Error);
 }
 
+// Zeros of the groups before the first one of --bits or more.
+TEST_F(SlimLlmTest, LeadingNarrowGroupsHaveTheMiddleZero) {
+  for (const bool middle : {true, false}) {
+    quantize(std::string("--bits 3 --group 32") + (middle ? "" : " --no-leading-middle-zero"), "a");
+    const PackedFileView view(file("a"));
+    std::int64_t leading = 0, other_leading = 0, others = 0;
+    for (const Site site : all_sites) {
+      const PackedLinear& linear = view.model().linears.at(linear_name(0, site));
+      const auto widths = linear.entry["group_bits"].get<std::string>();
+      const std::size_t first = widths.find_first_not_of('2');
+      for (std::size_t i = 0; i < linear.planes.size(); ++i) {
+        const Plane& plane = linear.weight.planes[i];
+        if (plane.role != "zeros") continue;
+        const std::vector<std::byte> bytes = view.plane(linear.planes[i]);
+        const auto row_bytes = index(plane.row_bytes());
+        std::vector<std::uint8_t> row(widths.size());
+        for (std::size_t r = 0; r < index(plane.rows); ++r) {
+          unpack_row(std::span(bytes).subspan(r * row_bytes, row_bytes),
+                     static_cast<unsigned>(plane.bits), row);
+          for (std::size_t g = 0; g < row.size(); ++g) {
+            if (widths[g] != '2') continue;
+            leading += g < first ? 1 : 0;
+            (g < first ? other_leading : others) += row[g] != 2 ? 1 : 0;
+          }
+        }
+      }
+    }
+    ASSERT_GT(leading, 0);
+    EXPECT_GT(others, 0);
+    if (middle) {
+      EXPECT_EQ(other_leading, 0);
+    } else {
+      EXPECT_GT(other_leading, 0);
+    }
+  }
+}
+
 TEST_F(SlimLlmTest, ImpossibleOptionsAreUsageErrors) {
   for (const char* options :
        {"--bits 1", "--bits 8", "--group 0", "--group 256", "--group 96", "--damp 0",
@@ -182,7 +220,7 @@ TEST_F(SlimLlmTest, EveryVariantRuns) {
   quantize("--bits 3 --group 64", "a");
   const double plain = entries("a")[6]["loss"].get<double>();
   for (const char* options :
-       {"--salience inverse", "--divergence original", "--lambda 4", "--leading-middle-zero",
+       {"--salience inverse", "--divergence original", "--lambda 4", "--no-leading-middle-zero",
         "--scale-dtype f16", "--factor f32", "--damp 0.02", "--search-damp 1"}) {
     quantize(std::string("--bits 3 --group 64 ") + options, "b");
     const double loss = entries("b")[6]["loss"].get<double>();

@@ -1,6 +1,7 @@
 // Parity of BiLLM's sweep (docs/methods/billm.md).
 #include <cmath>
 
+#include "tests/parity/billm_check.h"
 #include "tests/parity/parity_support.h"
 
 namespace engine::test {
@@ -17,12 +18,14 @@ struct BillmParity {
   DType factor = DType::f64;
   DType scale = DType::f32;
   Layout layout = Layout::tight;
+  std::int64_t max_salient = 49;
   [[nodiscard]] std::string name() const {
     return std::to_string(rows) + "x" + std::to_string(d) + "_blk" + std::to_string(block) +
            (metric == BillmMetric::hessian ? "_hessian" : "_magnitude") +
            (search == BillmSearch::saliency ? "_saliency" : "_weight") + "_rest" +
            std::to_string(rest_passes) + (with_mean ? "" : "_nomean") + "_" + dtype_name(factor) +
-           "_s" + dtype_name(scale) + "_" + layout_name(layout);
+           "_s" + dtype_name(scale) + "_" + layout_name(layout) +
+           (max_salient == 49 ? "" : "_max" + std::to_string(max_salient));
   }
 };
 
@@ -49,6 +52,13 @@ std::vector<BillmParity> billm_cases() {
       }
     }
   }
+  // More than one wide product of the frame; every count of columns; several tiles to a slice of
+  // rows on the device.
+  BillmParity wide{17, 640};
+  BillmParity every{5, 256};
+  every.max_salient = 1000;
+  BillmParity tall{4229, 128, 64};
+  cases.insert(cases.end(), {wide, every, tall});
   return cases;
 }
 
@@ -74,10 +84,25 @@ double differing_share(const Operand& a, const Operand& b) {
   return static_cast<double>(n) / static_cast<double>(x.size());
 }
 
-// The searches compare sums over all rows whose terms differ by roundings of f32, 1e-6 of them;
-// neighbouring candidates of random weights differ by more than 1e-4, so salient columns and break
-// points are the same. A weight within rounding of its group's mean or of the break point may fall
-// on the other side, one in thousands, and moves what follows it by as little.
+BillmOutput output_of(const std::vector<Operand>& operands) {
+  BillmOutput out;
+  out.first = &operands[out_first];
+  out.second = &operands[out_second];
+  out.salient = &operands[out_salient];
+  out.percent = &operands[out_percent];
+  out.loss = &operands[out_loss];
+  for (std::size_t g = 0; g < billm_groups; ++g) {
+    out.scales[g] = &operands[levels + 2 * g];
+    out.means[g] = &operands[levels + 2 * g + 1];
+  }
+  return out;
+}
+
+// Every decision is judged by BillmCheck on the subject's own way. The searches compare sums over
+// all rows whose terms differ by roundings of f32, so that salient columns and break points are
+// mostly the reference's, too, and then everything is compared with it: a weight within rounding of
+// its group's mean or of the break point may fall on the other side, one in thousands, and moves
+// what follows it by as little.
 TEST_P(Billm, AgreesUpToTiesOfRounding) {
   const BillmParity& p = GetParam();
   const std::uint64_t seed = seed_of(p.name());
@@ -106,15 +131,17 @@ TEST_P(Billm, AgreesUpToTiesOfRounding) {
   std::vector<const Operand*> operands = {&w, &r};
   for (const Operand& o : outputs) operands.push_back(&o);
 
+  BillmProblem options;
+  options.block = p.block;
+  options.max_salient = p.max_salient;
+  options.rest_passes = p.rest_passes;
+  options.with_mean = p.with_mean;
+  options.metric = p.metric;
+  options.search = p.search;
+  options.scale_dtype = p.scale;
   const Outcome o = run_both(operands, [&](Ops& ops, const std::vector<View>& v) {
     const Scratch workspace(ops, ops.billm_workspace_bytes(p.rows, p.d, p.block, p.factor));
-    BillmProblem problem;
-    problem.block = p.block;
-    problem.rest_passes = p.rest_passes;
-    problem.with_mean = p.with_mean;
-    problem.metric = p.metric;
-    problem.search = p.search;
-    problem.scale_dtype = p.scale;
+    BillmProblem problem = options;
     problem.w = v[in_w];
     problem.r = v[in_r];
     problem.first = v[out_first];
@@ -130,12 +157,18 @@ TEST_P(Billm, AgreesUpToTiesOfRounding) {
     ops.billm_sweep(problem);
   });
 
+  const BillmOutput output = output_of(o.actual);
+  BillmCheck(options, w, r, output).run();
   if (sides().same_backend) {
     for (std::size_t i = out_first; i < o.expected.size(); ++i) expect_exact(o, i);
     return;
   }
-  expect_exact(o, out_salient);
-  expect_exact(o, out_percent);
+  // In blocks of two columns a group is often one weight and its mean: the sign is a matter of
+  // rounding. With other choices than the reference's nothing can be compared.
+  if (p.block == 2 || differing_share(o.actual[out_salient], o.expected[out_salient]) > 0 ||
+      differing_share(o.actual[out_percent], o.expected[out_percent]) > 0) {
+    return;
+  }
   EXPECT_LE(differing_share(o.actual[out_first], o.expected[out_first]), 2e-3);
   EXPECT_LE(differing_share(o.actual[out_second], o.expected[out_second]), 2e-3);
   double actual = 0.0, expected = 0.0;
@@ -150,7 +183,6 @@ TEST_P(Billm, AgreesUpToTiesOfRounding) {
       for (std::int64_t u = 0; u < units; ++u) {
         const double e = o.expected[i].get(row, u);
         const double a = o.actual[i].get(row, u);
-        ASSERT_EQ(a, static_cast<double>(round_to(p.scale, static_cast<float>(a))));
         error += (a - e) * (a - e);
         square += e * e;
       }

@@ -12,7 +12,7 @@
 namespace engine::test {
 
 inline const char* kind_name(PackedKind kind) {
-  const char* names[] = {"affine", "codebook", "binary2"};
+  const char* names[] = {"affine", "codebook", "binary2", "mixed", "salient", "regions"};
   return names[static_cast<int>(kind)];
 }
 

@@ -354,7 +354,7 @@ TEST(Validate, RefusesMalformedAffine) {
        [](auto& w) { w.weight.terms[0].bits = 3; }},
       {"term width 0", "terms[0].bits", [](auto& w) { w.weight.terms[0].bits = 0; }},
       {"term kind", "terms[0].kind",
-       [](auto& w) { w.weight.terms[0].kind = static_cast<TermKind>(4); }},
+       [](auto& w) { w.weight.terms[0].kind = static_cast<TermKind>(5); }},
       {"grid kind", "terms[0].grid.kind",
        [](auto& w) { w.weight.terms[0].grid.kind = static_cast<GridKind>(3); }},
       {"group of a row grid", "terms[0].grid.group: expected 0 to 0",

@@ -93,7 +93,7 @@ TEST(WeightJson, RefusesMalformed) {
       {R"("compact":true)", R"("compact":true,"rank":2)", "terms[0].support.\"rank\""},
       {R"({"id":1,)", R"({"id":1,"offset":0,)", "planes[1].\"offset\""},
       {R"({"kind":"dense",)", R"({"kind":"ternary",)",
-       "terms[3].kind: expected one of dense, affine, codebook, sign, found \"ternary\""},
+       "terms[3].kind: expected one of dense, affine, codebook, sign, lattice, found \"ternary\""},
       {R"({"kind":"dense",)", R"({"kind":7,)", "terms[3].kind: expected a string"},
       {R"({"kind":"dense",)", R"({"kind":"dense","bits":4,)", "terms[3].bits"},
       {R"("bits":3,"codes":0)", R"("bits":9,"codes":0)", "terms[0].bits"},

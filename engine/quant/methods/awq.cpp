@@ -26,7 +26,7 @@ enum class Stride : std::uint8_t { official, coprime };
 struct Options {
   GridSpec spec{.rule = GridRule::awq, .reciprocal = true};
   int ratios = 20;
-  std::int64_t search_samples = 0;
+  std::int64_t search_samples = 16;
   Clip clip = Clip::symmetric;
   int clip_steps = 20;
   double max_shrink = 0.5;
@@ -161,7 +161,6 @@ class BlockSearch {
           choice_[at(tap)].scales = make(MemTag::solver, DType::f32, o_.ratios, width(tap));
         }
       }
-      sums_ = make(MemTag::solver, DType::f64, 1, 2);
       search_by_moments();
       search_by_outputs();
       for (Choice& c : choice_) decide(c);
@@ -191,18 +190,15 @@ class BlockSearch {
   [[nodiscard]] std::int64_t sample_count() const {
     return (pass_.tokens() + stride() - 1) / stride();
   }
-  // Whether the losses are measured on the sequences of this batch. Evenly spread.
-  [[nodiscard]] bool searched_batch(std::int64_t first_row, std::int64_t rows) const {
-    const std::int64_t windows = pass_.tokens() / pass_.stream.seq;
-    const std::int64_t n = o_.search_samples;
-    if (n == 0 || n >= windows) return true;
-    const std::int64_t first = first_row / pass_.stream.seq;
-    const std::int64_t last = first + rows / pass_.stream.seq;
-    return last * n / windows > first * n / windows;
+  [[nodiscard]] std::int64_t windows() const { return pass_.tokens() / pass_.stream.seq; }
+  // Sequences that the losses of attention and MLP are measured on.
+  [[nodiscard]] std::int64_t searched_windows() const {
+    return o_.search_samples == 0 ? windows() : std::min(o_.search_samples, windows());
   }
 
   void search_by_moments();
   void search_by_outputs();
+  [[nodiscard]] View gather_searched();
   void tabulate_scales(Tap tap, const View& abs_sums);
   void moment_losses(Tap tap, Site site, const View& moment);
   void keep_samples(Tap tap, const View& x, std::int64_t first_row);
@@ -217,7 +213,6 @@ class BlockSearch {
   bool scale_o_ = false;  // the official code scales o only where v feeds it channel by channel
   std::array<View, tap_count> samples_;  // f32 [n, d]: the inputs that clipping is measured on
   std::array<Choice, tap_count> choice_;
-  View sums_;
 };
 
 // s(r) of every ratio, from the means of |x|. In f16 every operation is rounded to it.
@@ -248,10 +243,13 @@ void BlockSearch::tabulate_scales(Tap tap, const View& abs_sums) {
 }
 
 void BlockSearch::keep_samples(Tap tap, const View& x, std::int64_t first_row) {
-  const std::int64_t step = stride();
-  for (std::int64_t n = (first_row + step - 1) / step; n * step < first_row + x.rows; ++n) {
-    ops_.convert(x.row_range(n * step - first_row, 1), samples_[at(tap)].row_range(n, 1));
-  }
+  const std::int64_t step = stride(), n = (first_row + step - 1) / step;
+  const std::int64_t skipped = n * step - first_row;
+  if (skipped >= x.rows) return;
+  View kept = x.row_range(skipped, 1);
+  kept.rows = (x.rows - skipped + step - 1) / step;
+  kept.stride = x.stride * step;
+  ops_.convert(kept, samples_[at(tap)].row_range(n, kept.rows));
 }
 
 // One pass over the calibration data for the means of |x|, the second moments and the clip samples.
@@ -290,7 +288,7 @@ void BlockSearch::moment_losses(Tap tap, Site site, const View& moment) {
   const Arena::Scope scope(pass_.arena);
   const View w = weight(site);
   const View candidate = make(MemTag::solver, DType::f32, w.rows, w.cols);
-  const View loss = make(MemTag::solver, DType::f64, 1, 1);
+  const View losses = make(MemTag::solver, DType::f64, 1, o_.ratios);
   const View workspace =
       make(MemTag::workspace, DType::u8, 1, ops_.moment_loss_bytes(w.rows, w.cols));
   if (dry()) return;
@@ -298,27 +296,41 @@ void BlockSearch::moment_losses(Tap tap, Site site, const View& moment) {
   const double count = static_cast<double>(pass_.tokens()) * static_cast<double>(w.rows);
   for (int i = 0; i < o_.ratios; ++i) {
     check_interrupt();
-    double sum = 0;
     ops_.round_trip_scaled(w, c.scales.row_range(i, 1), o_.spec, candidate);
-    ops_.moment_loss(candidate, w, moment, loss, workspace);
-    ops_.download(loss, host_view(&sum, 1, 1));
-    c.loss[static_cast<std::size_t>(i)] = sum / count;
+    ops_.moment_loss(candidate, w, moment, losses.col_range(i, 1), workspace);
   }
+  ops_.download(losses, host_view(c.loss.data(), 1, o_.ratios));
+  for (double& l : c.loss) l /= count;
 }
 
-// A second pass: the attention and the MLP with every candidate in place of their own weights.
+// The block's inputs of the searched sequences, evenly chosen.
+View BlockSearch::gather_searched() {
+  const std::int64_t n = searched_windows(), seq = pass_.stream.seq;
+  if (n == windows()) return pass_.hidden;
+  const View out = make(MemTag::hidden_stream, dtype(), n * seq, config_.hidden);
+  if (dry()) return out;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t window = ((i + 1) * windows() + n - 1) / n - 1;
+    ops_.copy(pass_.hidden.row_range(window * seq, seq), out.row_range(i * seq, seq));
+  }
+  return out;
+}
+
+// A second pass: the attention and the MLP with every candidate in place of their own weights. Of
+// the searched sequences alone; the device is waited for once per batch and half.
 void BlockSearch::search_by_outputs() {
   const Arena::Scope scope(pass_.arena);
   const StreamPass& stream = pass_.stream;
   const View expected = make(MemTag::activations, dtype(), pass_.copy.rows, config_.hidden);
   const View found = make(MemTag::activations, dtype(), pass_.copy.rows, config_.hidden);
+  const View sums = make(MemTag::solver, DType::f64, o_.ratios, 2);
+  const View inputs = gather_searched();
   BlockWeights candidate = stream.weights;
   for (const Site s : {Site::q, Site::k, Site::v, Site::gate, Site::up}) {
     const SiteShape shape = site_shape(config_, s);
     candidate[s].dense = make(MemTag::solver, dtype(), shape.rows, shape.cols);
   }
   if (dry()) return;
-  std::int64_t first = 0, searched = 0;
   const auto losses = [&](Tap tap, const View& x) {
     BlockRun run = stream.run;
     run.batch = x.rows / stream.seq;
@@ -336,22 +348,19 @@ void BlockSearch::search_by_outputs() {
         ops_.round_trip_scaled(weight(s), c.scales.row_range(i, 1), o_.spec, candidate[s].dense);
       }
       half(candidate, got);
-      ops_.square_sums(want, got, sums_);
-      double host[2];
-      ops_.download(sums_, host_view(host, 1, 2));
-      c.loss[static_cast<std::size_t>(i)] += host[0];
+      ops_.square_sums(want, got, sums.row_range(i, 1));
     }
+    std::vector<double> host(2 * c.loss.size());
+    ops_.download(sums, host_view(host.data(), o_.ratios, 2));
+    for (std::size_t i = 0; i < c.loss.size(); ++i) c.loss[i] += host[2 * i];
   };
-  capture(
-      stream, pass_.hidden, pass_.copy,
-      [&](Tap tap, const View& x) {
-        if (!searched_batch(first, x.rows)) return false;
-        if (tap == Tap::attn_in) searched += x.rows;
-        if (tap == Tap::attn_in || tap == Tap::mlp_in) losses(tap, x);
-        return tap != Tap::mlp_in;
-      },
-      [&](std::int64_t, const View& x) { first += x.rows; });
-  const double count = static_cast<double>(searched) * static_cast<double>(config_.hidden);
+  capture(stream, inputs, pass_.copy,
+          [&](Tap tap, const View& x) {
+            if (tap == Tap::attn_in || tap == Tap::mlp_in) losses(tap, x);
+            return tap != Tap::mlp_in;
+          },
+          {});
+  const double count = static_cast<double>(inputs.rows) * static_cast<double>(config_.hidden);
   for (const Tap tap : {Tap::attn_in, Tap::mlp_in}) {
     for (double& l : choice_[at(tap)].loss) l /= count;
   }

@@ -4,8 +4,10 @@
 //   B(x, M) = mu + a sign(x - mu),  mu = mean_M(x),  a = mean_M |x - mu|     per row and block
 //   w^ = B(w) + B(w - B(w)) on salient columns, B(w) on concentrated and on sparse weights
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
+#include <span>
 
 #include "engine/core/args.h"
 #include "engine/quant/damped_factor.h"
@@ -20,6 +22,39 @@ Buffer to_host(GroupPass& pass, const View& device) {
   Buffer host(host_memory(), pass.ledger, MemTag::staging, device.dtype, device.rows, device.cols);
   pass.ops.download(device, host.view());
   return host;
+}
+
+// As pack_codes_plane for bits on the device, which packs them. scratch: u8 [1, any], at least the
+// packed bytes.
+OwnedPlane pack_bits(GroupPass& pass, const View& bits, const View& scratch,
+                     const std::string& role) {
+  OwnedPlane out;
+  out.plane = {role, DType::u8, 1, bits.rows, bits.cols, {}};
+  const std::int64_t bytes = out.plane.raw_bytes();
+  out.bytes.resize(static_cast<std::size_t>(bytes));
+  out.plane.data = make_view(out.bytes.data(), DType::u8, DeviceKind::cpu, 1, bytes);
+  const View packed = scratch.col_range(0, bytes);
+  pass.ops.pack_codes(bits, 1, packed.reshape(bits.rows, out.plane.row_bytes()));
+  pass.ops.download(packed, out.plane.data);
+  return out;
+}
+
+// Clears the bits of `columns` in every row, and counts those that are left.
+std::int64_t clear_columns(OwnedPlane& plane, std::span<const std::int32_t> columns) {
+  const auto row_bytes = static_cast<std::size_t>(plane.plane.row_bytes());
+  std::vector<std::byte> kept(row_bytes, std::byte{0xFF});
+  for (const std::int32_t j : columns) {
+    kept[static_cast<std::size_t>(j / 8)] &= ~(std::byte{1} << (j % 8));
+  }
+  std::int64_t left = 0;
+  for (std::size_t row = 0; row < plane.bytes.size(); row += row_bytes) {
+    for (std::size_t i = 0; i < row_bytes; ++i) {
+      std::byte& bits = plane.bytes[row + i];
+      bits &= kept[i];
+      left += std::popcount(std::to_integer<unsigned>(bits));
+    }
+  }
+  return left;
 }
 
 // The planes of one linear, as they come.
@@ -178,6 +213,9 @@ void Billm::encode(GroupPass& pass, const BillmProblem& p, SiteResult& r) const 
 
   // Three terms read `signs`; the second bits of salient columns are the residual's own plane.
   int signs = -1, sparse = -1, columns = -1, residual = -1;
+  const Arena::Scope scope(pass.arena);
+  const View packed = pass.arena.make(MemTag::solver, DType::u8, 1, rows * ((d + 7) / 8));
+  const View order = pass.arena.make(MemTag::solver, DType::i32, 1, d);
   if (pass.dry()) {
     signs = planes.describe("signs", DType::u8, 1, rows, d);
     sparse = planes.describe("sparse", DType::u8, 1, rows, d);
@@ -185,27 +223,22 @@ void Billm::encode(GroupPass& pass, const BillmProblem& p, SiteResult& r) const 
     residual = planes.describe("residual_signs", DType::u8, 1, rows, units);
   } else {
     const Buffer flags = to_host(pass, p.salient);
-    std::vector<std::int32_t> ids;
-    for (std::int64_t j = 0; j < d; ++j) {
-      if (flags.view().host<std::uint8_t>()[j] != 0) ids.push_back(static_cast<std::int32_t>(j));
-    }
-    const auto n = static_cast<std::int64_t>(ids.size());
-    signs = planes.add(pack_codes_plane(to_host(pass, p.first).view(), 1, "signs"));
-    const Buffer second = to_host(pass, p.second);
-    Buffer own(host_memory(), pass.ledger, MemTag::staging, DType::u8, rows, n);
-    std::int64_t sparse_count = 0;
-    for (std::int64_t row = 0; row < rows; ++row) {
-      std::uint8_t* bits = second.view().host<std::uint8_t>() + row * d;
-      std::uint8_t* to = own.view().host<std::uint8_t>() + row * n;
-      for (const std::int32_t j : ids) {
-        *to++ = bits[j];
-        bits[j] = 0;
-      }
-      sparse_count += std::count(bits, bits + d, std::uint8_t{1});
-    }
-    sparse = planes.add(pack_codes_plane(second.view(), 1, "sparse"));
-    columns = planes.add(indices_plane(ids, "salient_columns"));
-    residual = planes.add(pack_codes_plane(own.view(), 1, "residual_signs"));
+    const auto* flag = flags.view().host<std::uint8_t>();
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(d));
+    std::iota(ids.begin(), ids.end(), 0);
+    const auto rest =
+        std::stable_partition(ids.begin(), ids.end(), [&](std::int32_t j) { return flag[j] != 0; });
+    const std::int64_t n = rest - ids.begin();
+    const std::span<const std::int32_t> salient(ids.begin(), rest);
+    signs = planes.add(pack_bits(pass, p.first, packed, "signs"));
+    OwnedPlane second = pack_bits(pass, p.second, packed, "sparse");
+    const std::int64_t sparse_count = clear_columns(second, salient);
+    sparse = planes.add(std::move(second));
+    columns = planes.add(indices_plane(salient, "salient_columns"));
+    // The first bits are packed: their place takes the second ones with the salient columns first.
+    pass.ops.upload(host_view(ids.data(), 1, d), order);
+    pass.ops.gather_columns(p.second, order, View{}, p.first);
+    residual = planes.add(pack_bits(pass, p.first.col_range(0, n), packed, "residual_signs"));
     r.details["salient_share"] = static_cast<double>(n) / static_cast<double>(d);
     r.details["sparse_share"] =
         static_cast<double>(sparse_count) / (static_cast<double>(rows) * static_cast<double>(d));

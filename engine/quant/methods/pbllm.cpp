@@ -23,6 +23,13 @@ Buffer to_host(GroupPass& pass, const View& device) {
   return host;
 }
 
+int describe_plane(SiteResult& r, const char* role, DType dtype, int bits, std::int64_t rows,
+                   std::int64_t cols) {
+  r.weight.planes.push_back(
+      {.role = role, .dtype = dtype, .bits = bits, .rows = rows, .cols = cols, .data = {}});
+  return static_cast<int>(r.weight.planes.size()) - 1;
+}
+
 int add_plane(SiteResult& r, OwnedPlane owned) {
   r.small.push_back(std::move(owned.bytes));
   r.weight.planes.push_back(std::move(owned.plane));
@@ -215,33 +222,73 @@ void Pbllm::select(GroupPass& pass, const SiteTask& task, const DampedFactor& fa
   pass.ops.pbllm_select(s);
 }
 
-// Signs off a bitmap and bytes on it, both compact. Only the data tells how many of each there are,
-// and a dry run describes no planes: no use of the weight takes device memory for them.
-SiteResult Pbllm::encode(GroupPass& pass, const PbllmProblem& p) const {
-  SiteResult r;
-  r.weight.rows = p.w.rows;
-  r.weight.cols = p.w.cols;
-  if (pass.dry()) return r;
-  const Buffer mask = to_host(pass, p.salient), codes = to_host(pass, p.codes);
-  const std::int64_t count = p.w.rows * p.w.cols;
-  const auto* salient = mask.view().host<std::uint8_t>();
-  const auto* code = codes.view().host<std::uint8_t>();
-  const std::int64_t high = std::count(salient, salient + count, std::uint8_t{1});
-  r.details["salient_share"] = static_cast<double>(high) / static_cast<double>(count);
-
-  const int bitmap =
-      high > 0 ? add_plane(r, pack_codes_plane(mask.view(), 1, "salient_bitmap")) : -1;
-  // The codes of the weights where the mask is `flag`, in order.
-  const auto compact = [&](std::uint8_t flag, std::int64_t n, int bits, const char* role) {
-    const Buffer out(host_memory(), pass.ledger, MemTag::staging, DType::u8, 1, n);
-    auto* to = out.view().host<std::uint8_t>();
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (salient[i] == flag) *to++ = code[i];
+// Packs codes on the device, one plane after the other, into the result's buffer.
+class DevicePacker {
+ public:
+  // packed: u8 [1, any], scratch for the largest plane. `bytes`: of all planes.
+  DevicePacker(GroupPass& pass, SiteResult& r, View packed, std::int64_t bytes)
+      : pass_(pass), r_(r), packed_(packed) {
+    if (!pass.dry()) {
+      r_.codes = Buffer(host_memory(), pass.ledger, MemTag::staging, DType::u8, 1, bytes);
     }
-    return add_plane(r, pack_codes_plane(out.view(), bits, role));
-  };
-  const DType dtype = p.high.scale_dtype;
+  }
 
+  int add(const View& codes, int bits, const char* role) {
+    const int index = describe_plane(r_, role, DType::u8, bits, codes.rows, codes.cols);
+    if (pass_.dry()) return index;
+    Plane& p = r_.weight.planes.back();
+    const View packed = packed_.col_range(0, p.raw_bytes());
+    p.data = r_.codes.view().col_range(written_, p.raw_bytes());
+    p.data.stride = p.raw_bytes();
+    written_ += p.raw_bytes();
+    pass_.ops.pack_codes(codes, bits, packed.reshape(codes.rows, p.row_bytes()));
+    pass_.ops.download(packed, p.data);
+    return index;
+  }
+
+ private:
+  GroupPass& pass_;
+  SiteResult& r_;
+  View packed_;
+  std::int64_t written_ = 0;
+};
+
+// Signs off a bitmap and bytes on it, both compact. Only the data tells how many of each there are;
+// a dry run describes any numbers, which no use of the weight takes memory for.
+SiteResult Pbllm::encode(GroupPass& pass, const PbllmProblem& p) const {
+  const std::int64_t rows = p.w.rows, d = p.w.cols, count = rows * d;
+  SiteResult r;
+  r.weight.rows = rows;
+  r.weight.cols = d;
+  const Arena::Scope scope(pass.arena);
+  const auto make = [&](DType dtype, std::int64_t cols) {
+    return pass.arena.make(MemTag::solver, dtype, 1, cols);
+  };
+  const View split = make(DType::u8, count), packed = make(DType::u8, count);
+  const View ones = make(DType::i32, 1);
+  const View workspace = make(DType::u8, pass.ops.pbllm_split_bytes(rows, d));
+  std::int64_t high = 1;
+  if (!pass.dry()) {
+    pass.ops.pbllm_split(p.salient, p.codes, split, ones, workspace);
+    std::int32_t found = 0;
+    pass.ops.download(ones, host_view(&found, 1, 1));
+    high = found;
+    r.details["salient_share"] = static_cast<double>(high) / static_cast<double>(count);
+  }
+  const auto bytes = [](std::int64_t n, int bits) {
+    return static_cast<std::int64_t>(
+        packed_row_bytes(static_cast<std::uint64_t>(n), static_cast<unsigned>(bits)));
+  };
+  const std::int64_t low_bytes = high > 0 ? bytes(count - high, 1) : rows * bytes(d, 1);
+  const std::int64_t high_bytes = high > 0 ? rows * bytes(d, 1) + bytes(high, p.high.bits) : 0;
+  DevicePacker packer(pass, r, packed, low_bytes + high_bytes);
+  const DType dtype = p.high.scale_dtype;
+  const auto add_floats = [&](const View& values, const char* role) {
+    return pass.dry() ? describe_plane(r, role, dtype, 0, values.rows, values.cols)
+                      : add_plane(r, floats_plane(to_host(pass, values).view(), dtype, role));
+  };
+
+  const int bitmap = high > 0 ? packer.add(p.salient, 1, "salient_bitmap") : -1;
   Term low;
   low.kind = TermKind::sign;
   low.bits = 1;
@@ -249,12 +296,12 @@ SiteResult Pbllm::encode(GroupPass& pass, const PbllmProblem& p) const {
   low.grid.group = group_;
   if (high > 0) {
     low.support = {.bitmap = Select::not_in, .bitmap_plane = bitmap, .compact = true};
-    low.codes_plane = compact(0, count - high, 1, "signs");
+    low.codes_plane = packer.add(split.col_range(0, count - high), 1, "signs");
   } else {
-    low.codes_plane = add_plane(r, pack_codes_plane(codes.view(), 1, "signs"));
+    low.codes_plane = packer.add(p.codes, 1, "signs");
   }
-  low.grid.scale_plane = add_plane(r, scales_plane(to_host(pass, p.scales).view(), dtype));
-  low.mu_plane = add_plane(r, floats_plane(to_host(pass, p.means).view(), dtype, "means"));
+  low.grid.scale_plane = add_floats(p.scales, "scales");
+  low.mu_plane = add_floats(p.means, "means");
   r.weight.terms.push_back(low);
   if (high == 0) return r;
 
@@ -262,11 +309,12 @@ SiteResult Pbllm::encode(GroupPass& pass, const PbllmProblem& p) const {
   top.kind = TermKind::affine;
   top.bits = p.high.bits;
   top.support = {.bitmap = Select::in, .bitmap_plane = bitmap, .compact = true};
-  top.codes_plane = compact(1, high, p.high.bits, "salient_codes");
+  top.codes_plane = packer.add(split.col_range(count - high, high), p.high.bits, "salient_codes");
   top.grid.kind = GridKind::row;
-  top.grid.scale_plane =
-      add_plane(r, floats_plane(to_host(pass, p.high_scales).view(), dtype, "salient_scales"));
-  top.grid.zero_plane = add_plane(r, pack_zeros(to_host(pass, p.high_zeros).view(), p.high.bits));
+  top.grid.scale_plane = add_floats(p.high_scales, "salient_scales");
+  top.grid.zero_plane =
+      pass.dry() ? describe_plane(r, "zeros", DType::u8, p.high.bits, rows, 1)
+                 : add_plane(r, pack_zeros(to_host(pass, p.high_zeros).view(), p.high.bits));
   r.weight.terms.push_back(top);
   return r;
 }

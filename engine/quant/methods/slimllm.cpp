@@ -35,7 +35,7 @@ struct Options {
   Divergence divergence = Divergence::quantized;
   double lambda = 1.0;
   bool no_search = false;
-  bool middle_zero = false;
+  bool plain_zeros = false;
   DampOptions damp;
   double search_damp = 0.01;
 };
@@ -101,6 +101,8 @@ class SlimLlm final : public Method {
   [[nodiscard]] std::int64_t candidates(std::int64_t d) const {
     return needs().study ? std::max<std::int64_t>(0, d / o_.group / 2 - 1) : 0;
   }
+  // The official code does so only where it has searched.
+  [[nodiscard]] bool middle_zero() const { return needs().study && !o_.plain_zeros; }
   struct Factored {
     DampedFactor h;
     View divisors;  // f64 [1, d]
@@ -159,9 +161,9 @@ void SlimLlm::declare_options(CLI::App& app) {
   app.add_option("--lambda", o_.lambda, "Weight of salient elements in the scale search")
       ->capture_default_str();
   app.add_flag("--no-scale-search", o_.no_search, "Plain ranges, as GPTQ's");
-  app.add_flag("--leading-middle-zero", o_.middle_zero,
-               "As the official code: groups of fewer than --bits before the first other group "
-               "have the zero 2^(bits-1), whatever their range");
+  app.add_flag("--no-leading-middle-zero", o_.plain_zeros,
+               "Zeros of all groups from their range. Otherwise, as in the official code's search, "
+               "groups of fewer than --bits before the first other group have the zero 2^(bits-1)");
   app.add_option("--search-damp", o_.search_damp,
                  "Added to H's diagonal as it is, for the bit search and then for good")
       ->capture_default_str();
@@ -221,7 +223,7 @@ Json SlimLlm::options() const {
   j["divergence"] = o_.divergence == Divergence::quantized ? "quantized" : "original";
   j["lambda"] = o_.lambda;
   j["scale_search"] = !o_.no_search;
-  j["leading_middle_zero"] = o_.middle_zero;
+  j["leading_middle_zero"] = middle_zero();
   j["search_damp"] = o_.search_damp;
   damp_options(o_.damp, j);
   return j;
@@ -246,9 +248,12 @@ SlimLlm::Factored SlimLlm::factor(GroupPass& pass, double absolute, double share
     damp.share = (absolute + share * (mean + absolute)) / mean;
   }
   f.h = factor_hessian(pass, damp);
-  if (!pass.dry()) {
-    pass.ops.slim_divisors(f.h.r, o_.salience == Salience::inverse, f.divisors);
-  }
+  const bool inverse = o_.salience == Salience::inverse;
+  const Arena::Scope scope(pass.arena);
+  View workspace;
+  const std::int64_t bytes = pass.ops.slim_divisors_bytes(d, inverse, o_.damp.factor);
+  if (bytes > 0) workspace = pass.arena.make(MemTag::workspace, DType::u8, 1, bytes);
+  if (!pass.dry()) pass.ops.slim_divisors(f.h.r, inverse, f.divisors, workspace);
   return f;
 }
 
@@ -277,49 +282,64 @@ void SlimLlm::study_group(GroupPass& pass, const InputReplay& replay) {
 }
 
 // Candidates are nested: from i - 1 to i one group becomes narrower and one wider, so the outputs
-// change by two products of one group's columns.
+// change by one product with the columns of both. They lie side by side in `change`, in the order
+// of the candidates.
 void SlimLlm::search_bits(GroupPass& pass, const InputReplay& replay,
                           const std::vector<std::vector<std::size_t>>& orders) {
   Ops& ops = pass.ops;
-  const std::int64_t d = pass.sites.front().weight.cols, n = candidates(d);
+  const std::int64_t d = pass.sites.front().weight.cols, n = candidates(d), pair = 2 * o_.group;
+  const DType dtype = pass.sites.front().weight.dtype;
+  const auto make = [&](DType type, std::int64_t rows, std::int64_t cols) {
+    return pass.arena.make(MemTag::solver, type, rows, cols);
+  };
+  // The columns of the two groups that candidate i changes.
+  const auto copy_pair = [&](std::size_t s, std::int64_t i, const View& narrow, const View& wide,
+                             const View& out) {
+    const auto& order = orders[s];
+    const auto at = static_cast<std::size_t>(i);
+    const auto columns = [&](const View& v, std::size_t g) {
+      return v.col_range(static_cast<std::int64_t>(g) * o_.group, o_.group);
+    };
+    ops.copy(columns(narrow, order[at]), out.col_range(0, o_.group));
+    ops.copy(columns(wide, order[order.size() - 1 - at]), out.col_range(o_.group, o_.group));
+  };
   struct Trial {
-    View base, lower, higher;
+    View base, change;
     View kl;  // f64 [candidates, input rows]
   };
   std::vector<Trial> trials;
   std::int64_t widest = 0;
   for (const SiteTask& t : pass.sites) {
-    const auto make = [&] {
-      return pass.arena.make(MemTag::solver, t.weight.dtype, t.weight.rows, d);
-    };
+    const std::int64_t rows = t.weight.rows;
     trials.push_back(
-        {make(), make(), make(), pass.arena.make(MemTag::solver, DType::f64, n, pass.input_rows)});
-    widest = std::max(widest, t.weight.rows);
+        {make(dtype, rows, d), make(dtype, rows, n * pair), make(DType::f64, n, pass.input_rows)});
+    widest = std::max(widest, rows);
   }
-  const View original = pass.arena.make(MemTag::solver, DType::f32, 1, pass.input_rows * widest);
-  const View quantized = pass.arena.make(MemTag::solver, DType::f32, 1, pass.input_rows * widest);
-  if (!pass.dry()) {
-    for (std::size_t s = 0; s < trials.size(); ++s) {
-      ops.slim_candidates(pass.sites[s].weight, o_.bits, o_.group, o_.scale_dtype, trials[s].base,
-                          trials[s].lower, trials[s].higher);
-      ops.zero(trials[s].kl);
+  for (std::size_t s = 0; s < trials.size(); ++s) {
+    const Arena::Scope scope(pass.arena);
+    const View& w = pass.sites[s].weight;
+    const View lower = make(dtype, w.rows, d), higher = make(dtype, w.rows, d);
+    if (pass.dry()) continue;
+    ops.slim_candidates(w, o_.bits, o_.group, o_.scale_dtype, trials[s].base, lower, higher);
+    for (std::int64_t i = 0; i < n; ++i) {
+      copy_pair(s, i, lower, higher, trials[s].change.col_range(i * pair, pair));
     }
+    ops.zero(trials[s].kl);
   }
+  const View original = make(DType::f32, 1, pass.input_rows * widest);
+  const View quantized = make(DType::f32, 1, pass.input_rows * widest);
+  const View inputs = make(dtype, pass.input_rows, pair);
   replay([&](const View& x) {
     for (std::size_t s = 0; s < trials.size(); ++s) {
       const View& w = pass.sites[s].weight;
       const View y = quantized.col_range(0, x.rows * w.rows).reshape(x.rows, w.rows);
       const View y0 = original.col_range(0, x.rows * w.rows).reshape(x.rows, w.rows);
+      const View changed = inputs.row_range(0, x.rows);
       ops.matmul(x, w, y0, false);
       ops.matmul(x, trials[s].base, y, false);
-      const auto add_group = [&](const View& change, std::size_t g) {
-        const std::int64_t first = static_cast<std::int64_t>(g) * o_.group;
-        ops.matmul(x.col_range(first, o_.group), change.col_range(first, o_.group), y, true);
-      };
-      const std::vector<std::size_t>& order = orders[s];
       for (std::int64_t i = 0; i < n; ++i) {
-        add_group(trials[s].lower, order[static_cast<std::size_t>(i)]);
-        add_group(trials[s].higher, order[order.size() - 1 - static_cast<std::size_t>(i)]);
+        copy_pair(s, i, x, x, changed);
+        ops.matmul(changed, trials[s].change.col_range(i * pair, pair), y, true);
         const View kl = trials[s].kl.row_range(i, 1).col_range(0, x.rows).reshape(x.rows, 1);
         if (o_.divergence == Divergence::quantized) {
           ops.softmax_kl(y, y0, probability_floor, kl);
@@ -385,7 +405,7 @@ SiteResult SlimLlm::quantize_site(GroupPass& pass, const SiteTask& task, const F
   double loss = 0.0;
   if (!pass.dry()) {
     const std::vector<std::uint8_t> middle =
-        o_.middle_zero ? leading_low(bits, o_.bits) : std::vector<std::uint8_t>(bits.size(), 0);
+        middle_zero() ? leading_low(bits, o_.bits) : std::vector<std::uint8_t>(bits.size(), 0);
     ops.upload(host_view(bits.data(), 1, groups), p.bits);
     ops.upload(host_view(middle.data(), 1, groups), p.middle_zero);
     ops.slim_sweep(p);

@@ -1,0 +1,213 @@
+// The scheme layout of signs with salient weights between them.
+#include <array>
+#include <bit>
+#include <vector>
+
+#include "engine/weight/scheme_parts.h"
+
+namespace engine::schemes {
+namespace {
+
+// Sixteen rows' alpha and mu of one unit.
+void write_levels(const LinearWeight& w, const PackedShape& s, std::int64_t tile, std::int64_t unit,
+                  std::byte* to) {
+  const Term& low = w.terms[0];
+  for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
+    const std::int64_t row = tile * record_rows + r;
+    write_coefficient(s.scale_dtype, to, row_place(r),
+                      read_float(w.plane(low.grid.scale_plane), row, unit));
+    write_coefficient(s.scale_dtype, to, record_rows + row_place(r),
+                      low.mu_plane < 0 ? -0.0F : read_float(w.plane(low.mu_plane), row, unit));
+  }
+}
+
+void write_row_unit(const LinearWeight& w, const PackedShape& s, std::int64_t tile, std::byte* to) {
+  const Term& high = w.terms[1];
+  std::byte* zeros = to + record_rows * element(s);
+  for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
+    const std::int64_t row = tile * record_rows + r;
+    write_coefficient(s.scale_dtype, to, row_place(r),
+                      read_float(w.plane(high.grid.scale_plane), row, 0));
+    const std::int64_t zero = high.grid.zero_plane < 0
+                                  ? std::int64_t{1} << (high.bits - 1)
+                                  : read_integer(w.plane(high.grid.zero_plane), row, 0);
+    zeros[row_place(r)] = static_cast<std::byte>(zero);
+  }
+  if (s.group == 0) write_levels(w, s, tile, 0, zeros + record_rows);
+}
+
+}  // namespace
+
+// Bits of a bitmap row from column 128 * block on.
+std::array<std::uint64_t, 2> block_bits(const Plane& bitmap, std::int64_t r, std::int64_t block) {
+  std::array<std::uint64_t, 2> bits{};
+  const std::int64_t at = 16 * block, n = std::min<std::int64_t>(16, bitmap.row_bytes() - at);
+  if (n > 0) std::memcpy(bits.data(), plane_row(bitmap, r) + at, static_cast<std::size_t>(n));
+  return bits;
+}
+std::int64_t block_count(const Plane& bitmap, std::int64_t r, std::int64_t block) {
+  const auto bits = block_bits(bitmap, r, block);
+  return std::popcount(bits[0]) + std::popcount(bits[1]);
+}
+std::int64_t entry_bytes(std::int64_t n) { return align_up(2 * n, 16); }
+
+void prepare_salient(const LinearWeight& w, const PackedShape& s, std::byte* to) {
+  const SchemePlaces places = scheme_places(s);
+  const Plane& bitmap = w.plane(w.terms[0].support.bitmap_plane);
+  std::int64_t at = 0, index = 0;
+  for (std::int64_t tile = 0; tile < s.row_tiles(); ++tile) {
+    for (std::int64_t pair = 0; pair < places.units; ++pair) {
+      write_at(to + places.table + 4 * index++, static_cast<std::uint32_t>(at / 16));
+      std::int64_t n = 0;
+      for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
+        n += block_count(bitmap, tile * record_rows + r, 2 * pair) +
+             block_count(bitmap, tile * record_rows + r, 2 * pair + 1);
+      }
+      at += places.fixed + entry_bytes(n);
+    }
+  }
+  write_at(to + places.table + 4 * index, static_cast<std::uint32_t>(at / 16));
+  REQUIRE(places.records + at <= places.total, "salient weights beyond their room");
+  std::memset(to + places.records + at, 0,
+              static_cast<std::size_t>(places.total - places.records - at));
+}
+
+void build_salient(const LinearWeight& w, const PackedShape& s, std::int64_t first,
+                   std::int64_t last, std::byte* to) {
+  const SchemePlaces places = scheme_places(s);
+  const Plane& bitmap = w.plane(w.terms[0].support.bitmap_plane);
+  const Plane& signs = w.plane(w.terms[0].codes_plane);
+  const Plane& bytes = w.plane(w.terms[1].codes_plane);
+  std::int64_t high = 0;  // salient weights before the row's next one
+  for (std::int64_t row = 0; row < first * record_rows; ++row) {
+    for (std::int64_t block = 0; block < s.col_blocks(); ++block) {
+      high += block_count(bitmap, row, block);
+    }
+  }
+  const auto pairs = static_cast<std::size_t>(places.units);
+  std::vector<RecordCodes> codes(2 * pairs);
+  std::vector<std::array<std::vector<std::uint16_t>, 32>> lists(pairs);
+  for (std::int64_t tile = first; tile < last; ++tile) {
+    for (RecordCodes& record : codes) record = {};
+    for (auto& record : lists) {
+      for (auto& list : record) list.clear();
+    }
+    for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
+      const std::int64_t row = tile * record_rows + r;
+      std::int64_t low = row * s.cols - high;
+      for (std::int64_t block = 0; block < s.col_blocks(); ++block) {
+        const auto on = block_bits(bitmap, row, block);
+        auto& list =
+            lists[static_cast<std::size_t>(block / 2)][static_cast<std::size_t>(2 * r + block % 2)];
+        auto& to_row = codes[static_cast<std::size_t>(block)][static_cast<std::size_t>(r)];
+        for (std::int64_t c = 0; c < block_cols(s, block); ++c) {
+          if ((on[static_cast<std::size_t>(c / 64)] >> (c % 64) & 1U) != 0) {
+            list.push_back(static_cast<std::uint16_t>(read_code(bytes, 0, high++) * 256 +
+                                                      static_cast<unsigned>(c)));
+          } else {
+            to_row[static_cast<std::size_t>(c)] =
+                static_cast<std::uint8_t>(read_code(signs, 0, low++));
+          }
+        }
+      }
+    }
+    std::byte* unit = to + tile * places.row_units;
+    std::memset(unit, 0, static_cast<std::size_t>(places.row_units));
+    write_row_unit(w, s, tile, unit);
+    for (std::size_t pair = 0; pair < pairs; ++pair) {
+      const std::byte* table =
+          to + places.table + 4 * (tile * places.units + static_cast<std::int64_t>(pair));
+      const std::int64_t from = 16 * std::int64_t{read_at<std::uint32_t>(table)};
+      const std::int64_t end = 16 * std::int64_t{read_at<std::uint32_t>(table + 4)};
+      std::byte* record = to + places.records + from;
+      std::memset(record, 0, static_cast<std::size_t>(end - from));
+      pack_record_codes(1, codes[2 * pair], record);
+      pack_record_codes(1, codes[2 * pair + 1], record + 256);
+      std::size_t longest = 0;
+      for (std::size_t lane = 0; lane < 32; ++lane) {
+        const std::size_t n = lists[pair][lane].size();
+        record[512 + lane] = static_cast<std::byte>(n);
+        longest = std::max(longest, n);
+      }
+      if (s.group != 0) {
+        for (std::int64_t h = 0; h < 2; ++h) {
+          const std::int64_t block = 2 * static_cast<std::int64_t>(pair) + h;
+          if (block >= s.col_blocks()) break;
+          write_levels(w, s, tile, block * record_cols / s.group,
+                       record + 544 + h * 2 * record_rows * element(s));
+        }
+      }
+      std::byte* entry = record + places.fixed;
+      for (std::size_t i = 0; i < longest; ++i) {
+        for (const auto& list : lists[pair]) {
+          if (i >= list.size()) continue;
+          write_at(entry, list[i]);
+          entry += 2;
+        }
+      }
+    }
+  }
+}
+
+void decode_salient(const PackedWeight& w, std::int64_t tile, float* out, std::int64_t stride) {
+  const PackedShape& s = w.shape;
+  const SchemePlaces places = scheme_places(s);
+  const auto* base = static_cast<const std::byte*>(w.records.data);
+  const std::byte* unit = base + tile * places.row_units;
+  const std::byte* zeros = unit + record_rows * element(s);
+  RecordCodes codes;
+  for (std::int64_t pair = 0; pair < places.units; ++pair) {
+    const auto at = read_at<std::uint32_t>(base + places.table + 4 * (tile * places.units + pair));
+    const std::byte* record = base + places.records + 16 * std::int64_t{at};
+    for (std::int64_t h = 0; h < 2; ++h) {
+      const std::int64_t block = 2 * pair + h;
+      if (block >= s.col_blocks()) break;
+      unpack_record_codes(1, record + 256 * h, codes);
+      const std::byte* levels =
+          s.group == 0 ? zeros + record_rows : record + 544 + h * 2 * record_rows * element(s);
+      for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
+        const float alpha = read_coefficient(s.scale_dtype, levels, row_place(r));
+        const float mu = read_coefficient(s.scale_dtype, levels, record_rows + row_place(r));
+        for (std::int64_t c = 0; c < block_cols(s, block); ++c) {
+          const bool up = codes[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)] != 0;
+          out[r * stride + block * record_cols + c] = mu + (up ? alpha : -alpha);
+        }
+      }
+    }
+    const std::byte* entry = record + places.fixed;
+    for (int i = 0; i < record_cols; ++i) {
+      for (std::int64_t lane = 0; lane < 32; ++lane) {
+        if (i >= std::to_integer<int>(record[512 + lane])) continue;
+        const unsigned e = read_at<std::uint16_t>(entry);
+        entry += 2;
+        const std::int64_t r = lane / 2;
+        const float scale = read_coefficient(s.scale_dtype, unit, row_place(r));
+        const int zero = std::to_integer<int>(zeros[row_place(r)]);
+        const std::int64_t column = (2 * pair + lane % 2) * record_cols + e % 256;
+        out[r * stride + column] = scale * static_cast<float>(static_cast<int>(e / 256) - zero);
+      }
+    }
+  }
+}
+
+std::optional<PackedShape> match_salient(const LinearWeight& w, PackedShape s) {
+  if (w.terms.size() != 2) return std::nullopt;
+  const Term &low = w.terms[0], &high = w.terms[1];
+  const Support &off = low.support, &on = high.support;
+  const bool fits = low.kind == TermKind::sign && high.kind == TermKind::affine &&
+                    off.columns == Select::all && on.columns == Select::all &&
+                    off.bitmap == Select::not_in && on.bitmap == Select::in && off.compact &&
+                    on.compact && off.bitmap_plane == on.bitmap_plane &&
+                    fits_grid(w, low, record_cols, s.scale_dtype) &&
+                    fits_grid(w, high, record_cols, s.scale_dtype) &&
+                    low.grid.column_group_plane < 0 && high.grid.kind == GridKind::row;
+  if (!fits) return std::nullopt;
+  s.kind = PackedKind::salient;
+  s.bits = high.bits;
+  s.group = low.grid.kind == GridKind::row ? 0 : low.grid.group;
+  s.zeros = true;
+  s.salient = w.plane(high.codes_plane).cols;
+  return s;
+}
+
+}  // namespace engine::schemes
