@@ -56,17 +56,25 @@ __device__ void mix_small(float* row, int power, const float* h) {
   __syncthreads();
 }
 
-// The same from row to other, for any order; h as signs.
+// The same from row to other, for any order that is a multiple of four; h as signs, at a multiple
+// of four bytes. A thread makes four neighbouring k of a column, so that it reads four signs at
+// once.
 __device__ inline void mix_any(const float* row, int d, int order, const signed char* h,
                                float* other) {
   const int power = d / order;
-  for (int n = static_cast<int>(threadIdx.x); n < d; n += static_cast<int>(blockDim.x)) {
-    const int k = n / power, r = n % power;
-    float sum = 0.0F;
+  for (int n = static_cast<int>(threadIdx.x); n < d / 4; n += static_cast<int>(blockDim.x)) {
+    const int k = n / power * 4, r = n % power;
+    float sum[4] = {};
     for (int i = 0; i < order; ++i) {
-      sum = fmaf(static_cast<float>(h[i * order + k]), row[i * power + r], sum);
+      const float x = row[i * power + r];
+      const char4 signs = *reinterpret_cast<const char4*>(h + i * order + k);
+      sum[0] = fmaf(static_cast<float>(signs.x), x, sum[0]);  // the product is exact
+      sum[1] = fmaf(static_cast<float>(signs.y), x, sum[1]);
+      sum[2] = fmaf(static_cast<float>(signs.z), x, sum[2]);
+      sum[3] = fmaf(static_cast<float>(signs.w), x, sum[3]);
     }
-    other[n] = sum;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) other[(k + e) * power + r] = sum[e];
   }
   __syncthreads();
 }

@@ -4,6 +4,10 @@
 namespace engine {
 namespace {
 
+// Of the tables of LatticeCodec, bytes from the patterns.
+constexpr int lattice_flips = 256 * 32 * 4;
+constexpr int lattice_points = 2 * lattice_flips;
+
 // What both have in common.
 template <class T>
 struct TensorCodec {
@@ -83,8 +87,6 @@ struct MidriseCodec : TensorCodec<T> {
 template <class T, int kResidual>
 struct LatticeCodec : TensorCodec<T> {
   using Base = TensorCodec<T>;
-  static constexpr int kFlips = 256 * 32 * 4;  // bytes from the patterns
-  [[maybe_unused]] static constexpr int kBytes = 2 * 256 * 32 * 4;
 
   __device__ static void prepare(const SchemeArgs<T>& args, unsigned char* shared) {
     const auto* table = reinterpret_cast<const std::uint32_t*>(args.part[0].table);
@@ -96,7 +98,7 @@ struct LatticeCodec : TensorCodec<T> {
       to[i] = {word, word, word, word};
     }
     if constexpr (kResidual == 1) {
-      to += kBytes / 16;
+      to += lattice_points / 16;
       for (int i = static_cast<int>(threadIdx.x); i < 256 * 2; i += scheme_threads) {
         const std::uint32_t word = __ldg(table + 512 + i / 2);
         to[i] = {word, word, word, word};
@@ -110,10 +112,10 @@ struct LatticeCodec : TensorCodec<T> {
   // The codes in the low and the high half of `two`; `tables` is the lane's copy.
   __device__ static void e8p_words(std::uint32_t tables, std::uint32_t two, std::uint32_t& low,
                                    std::uint32_t& high) {
-    low =
-        shared_4(tables + (two >> 1 & 0x7f80U)) ^ shared_4(tables + kFlips + (two << 7 & 0x7f80U));
-    high =
-        shared_4(tables + (two >> 17 & 0x7f80U)) ^ shared_4(tables + kFlips + (two >> 9 & 0x7f80U));
+    low = shared_4(tables + (two >> 1 & 0x7f80U)) ^
+          shared_4(tables + lattice_flips + (two << 7 & 0x7f80U));
+    high = shared_4(tables + (two >> 17 & 0x7f80U)) ^
+           shared_4(tables + lattice_flips + (two >> 9 & 0x7f80U));
   }
   // part += nibbles times 32 columns of x; low: row g, high: row g + 8.
   __device__ static void add_words(SchemeSums& part, std::uint32_t low, std::uint32_t high,
@@ -158,7 +160,8 @@ struct LatticeCodec : TensorCodec<T> {
         add_words(rest, low, high, b);
       } else if constexpr (kResidual == 1) {
         const std::uint32_t points =
-            l.base + static_cast<std::uint32_t>(args.table_offset + kBytes + 4 * (l.lane % 8));
+            l.base +
+            static_cast<std::uint32_t>(args.table_offset + lattice_points + 4 * (l.lane % 8));
         low = shared_4(points + (more[u] << 5 & 0x1fe0U));
         high = shared_4(points + (more[u] >> 3 & 0x1fe0U));
         add_words(rest, low, high, b);

@@ -12,7 +12,8 @@
 namespace engine::test {
 
 inline const char* kind_name(PackedKind kind) {
-  const char* names[] = {"affine", "codebook", "binary2", "mixed", "salient", "regions"};
+  const char* names[] = {"affine",  "codebook", "binary2", "mixed",
+                         "salient", "regions",  "midrise", "lattice"};
   return names[static_cast<int>(kind)];
 }
 

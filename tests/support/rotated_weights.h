@@ -16,9 +16,9 @@ enum class RotatedMethod { quip, quipsharp };
 struct RotatedOptions {
   RotatedMethod method = RotatedMethod::quip;
   int bits = 2;
-  bool shared = false;    // quip
-  bool permuted = true;   // quip
-  bool diagonal = true;   // quip
+  bool shared = false;   // quip
+  bool permuted = true;  // quip
+  bool diagonal = true;  // quip
   bool left = true, right = true;
   std::uint64_t seed = 1;
 };
