@@ -1,6 +1,6 @@
-// Hadamard transforms of few rows, each in one block: bound by how long its steps follow each
-// other.
+// Hadamard transforms of few rows: bound by how long their steps follow each other.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <string>
 
@@ -32,6 +32,206 @@ struct HadamardArgs {
   int order;
   bool inverse, add;
 };
+
+// ---- Over several blocks: d = rows of `blocks` x `power` elements ----
+
+constexpr int spread_threads = 512;
+constexpr int spread_warps = spread_threads / warp;
+constexpr int most_inputs = 64;     // of a thread
+constexpr int spread_blocks = 264;  // from here on a block takes several rows of x
+
+struct SpreadPart {
+  const float* signs;
+  const float* small;     // H_K, or null if K is 1
+  const float* diagonal;  // of the input, or null
+  const void* in;
+  void* out;
+  std::int64_t in_stride, out_stride;
+  DType in_dtype, out_dtype;
+  int order;                  // K
+  int blocks;                 // K 2^s
+  int log_spread, log_power;  // s, and 5 to 9
+  float scale;                // of the result
+};
+struct SpreadArgs {
+  SpreadPart part[rotate_max_parts];
+  int rows;
+  bool inverse, add;
+};
+
+// How a transform of size d is divided, or false: by the other kernel.
+struct Spread {
+  bool fits = false;
+  int order = 1, blocks = 1, log_spread = 0, log_power = 0;
+};
+Spread spread_of(std::int64_t d) {
+  Spread s;
+  const std::int64_t order = hadamard_order(d);
+  if (order <= 0 || d > most_inputs * spread_threads) return s;
+  const auto power = static_cast<std::uint64_t>(d / order);
+  s.order = static_cast<int>(order);
+  s.log_power = std::min(std::countr_zero(power), std::countr_zero(unsigned{spread_threads}));
+  s.log_spread = std::countr_zero(power) - s.log_power;
+  s.blocks = s.order << s.log_spread;
+  s.fits = s.log_power >= 5;
+  return s;
+}
+
+// The sum of a thread's inputs i = first, first + step, ... (n of them, stride apart) with signs.
+template <class T>
+__device__ float sum_inputs(const T* in, const float* diagonal, int stride, int n,
+                            const std::uint32_t (&flips)[2]) {
+  float sum = 0.0F;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (32 * h >= n) break;
+    float v[32];
+#pragma unroll
+    for (int j = 0; j < 32; ++j) v[j] = 32 * h + j < n ? to_f32(in[(32 * h + j) * stride]) : 0.0F;
+    if (diagonal != nullptr) {
+#pragma unroll
+      for (int j = 0; j < 32; ++j) {
+        if (32 * h + j < n) v[j] *= diagonal[(32 * h + j) * stride];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 32; ++j) {
+      sum = __fadd_rn(sum, __uint_as_float(__float_as_uint(v[j]) ^ ((flips[h] >> j) << 31)));
+    }
+  }
+  return sum;
+}
+
+// H_d = H_blocks kron H_power: block k makes the k-th `power` elements of the result. It reads all
+// of the input, and first takes the sums with row k of H_blocks for each of `power` columns: a
+// thread has one column and every (512 / power)-th input of it, whose signs (those of the transform
+// and of H_blocks) it has collected as bits before the input is there. Of H_power the first five
+// levels go by exchange within a warp, the others, with the sums of the threads of one column,
+// through shared memory: a thread reads all 16 warps' values and adds up its own result.
+//
+// Launch: blockIdx.x is k, .y the part, .z and gridDim.z rows of x. Results repeat.
+__global__ void __launch_bounds__(spread_threads)
+    hadamard_spread_kernel(const __grid_constant__ SpreadArgs args) {
+  __shared__ float sums[spread_threads];
+  chain_trigger();
+  const SpreadPart& s = args.part[blockIdx.y];
+  const int k = static_cast<int>(blockIdx.x), t = static_cast<int>(threadIdx.x);
+  const int power = 1 << s.log_power, step = spread_threads >> s.log_power;
+  const int first = t >> s.log_power, lane = t % warp, own_warp = t / warp;
+  const bool mine = k < s.blocks;
+  const int n = mine ? (s.blocks - first + step - 1) / step : 0;
+  const int column = first * power + t % power;  // place of the first input
+  std::uint32_t flips[2] = {0, 0};
+  float scale = s.scale;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (32 * h >= n) break;
+    float sign[32], element[32];
+#pragma unroll
+    for (int j = 0; j < 32; ++j) {
+      const int at = 32 * h + j;
+      const int i = (first + at * step) >> s.log_spread, to = k >> s.log_spread;
+      sign[j] = at < n && !args.inverse ? s.signs[column + at * spread_threads] : 1.0F;
+      element[j] = at < n && s.small != nullptr
+                       ? s.small[args.inverse ? to * s.order + i : i * s.order + to]
+                       : 1.0F;
+    }
+#pragma unroll
+    for (int j = 0; j < 32; ++j) {
+      const int within = (first + (32 * h + j) * step) & k & ((1 << s.log_spread) - 1);
+      const std::uint32_t bits = (__float_as_uint(sign[j]) ^ __float_as_uint(element[j])) >> 31;
+      flips[h] |= ((bits ^ static_cast<std::uint32_t>(__popc(within))) & 1U) << j;
+    }
+  }
+  const int place = k * power + t;  // of the result, t < power
+  if (args.inverse && mine && t < power) scale *= s.signs[place];
+  chain_wait();
+  if (!mine) return;
+  for (int row = static_cast<int>(blockIdx.z); row < args.rows;
+       row += static_cast<int>(gridDim.z)) {
+    const std::int64_t from = row * s.in_stride + column;
+    const float* diagonal = s.diagonal == nullptr ? nullptr : s.diagonal + column;
+    float v;
+    if (s.in_dtype == DType::f32) {
+      v = sum_inputs(static_cast<const float*>(s.in) + from, diagonal, spread_threads, n, flips);
+    } else if (s.in_dtype == DType::f16) {
+      v = sum_inputs(static_cast<const __half*>(s.in) + from, diagonal, spread_threads, n, flips);
+    } else {
+      v = sum_inputs(static_cast<const __nv_bfloat16*>(s.in) + from, diagonal, spread_threads, n,
+                     flips);
+    }
+    const std::int64_t to = row * s.out_stride + place;
+    const float old = args.add && t < power ? load_any(s.out, s.out_dtype, to) : 0.0F;
+#pragma unroll
+    for (int half = 1; half < warp; half *= 2) {
+      const float other = __shfl_xor_sync(0xffffffffU, v, half);
+      v = (lane & half) != 0 ? __fsub_rn(other, v) : __fadd_rn(v, other);
+    }
+    sums[t] = v;
+    __syncthreads();
+    if (t < power) {
+      float a[spread_warps];
+#pragma unroll
+      for (int w = 0; w < spread_warps; ++w) a[w] = sums[w * warp + lane];
+        // Warps beyond `power` hold other inputs of the same columns, to be added: own_warp has
+        // zeros there.
+#pragma unroll
+      for (int bit = 1; bit < spread_warps; bit *= 2) {
+        const bool minus = (own_warp & bit) != 0;
+#pragma unroll
+        for (int w = 0; w < spread_warps / 2 / bit; ++w) {
+          a[w] = minus ? __fsub_rn(a[2 * w], a[2 * w + 1]) : __fadd_rn(a[2 * w], a[2 * w + 1]);
+        }
+      }
+      const float result = a[0] * scale;
+      store_any(s.out, s.out_dtype, to, args.add ? old + result : result);
+    }
+    __syncthreads();
+  }
+}
+
+float scale_of(float factor, std::int64_t d) {
+  return static_cast<float>(static_cast<double>(factor) / std::sqrt(static_cast<double>(d)));
+}
+
+void run_spread(std::span<const RotatePart> parts, bool inverse, bool add, float factor,
+                cudaStream_t stream) {
+  SpreadArgs args{};
+  args.rows = static_cast<int>(parts[0].in.rows);
+  args.inverse = inverse;
+  args.add = add;
+  int blocks = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const RotatePart& part = parts[i];
+    const TransformView& q = *part.q;
+    const Spread s = spread_of(q.d);
+    REQUIRE(s.order == q.order && q.small.empty() == (s.order == 1),
+            "rotate_rows: a Hadamard matrix of size " + std::to_string(q.order));
+    args.part[i] = {q.signs.as<float>(),
+                    q.small.empty() ? nullptr : q.small.as<float>(),
+                    part.diagonal.empty() ? nullptr : part.diagonal.as<float>(),
+                    part.in.data,
+                    part.out.data,
+                    part.in.stride,
+                    part.out.stride,
+                    part.in.dtype,
+                    part.out.dtype,
+                    s.order,
+                    s.blocks,
+                    s.log_spread,
+                    s.log_power,
+                    scale_of(factor, q.d)};
+    blocks = std::max(blocks, s.blocks);
+  }
+  const auto n = static_cast<int>(parts.size());
+  const int deep = std::clamp(spread_blocks / (blocks * n), 1, args.rows);
+  launch_chained(
+      "rotate_rows", hadamard_spread_kernel,
+      dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(n), static_cast<unsigned>(deep)),
+      dim3(spread_threads), 0, stream, args);
+}
+
+// ---- Other sizes: a row in one block ----
 
 constexpr int rounded(int d) { return (d + 3) / 4 * 4; }
 
@@ -101,18 +301,17 @@ void run(std::span<const RotatePart> parts, bool inverse, bool add, float factor
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const RotatePart& part = parts[i];
     const TransformView& q = *part.q;
-    args.part[i] = {
-        q.signs.as<float>(),
-        q.small.empty() ? nullptr : q.small.as<float>(),
-        part.diagonal.empty() ? nullptr : part.diagonal.as<float>(),
-        part.in.data,
-        part.out.data,
-        part.in.stride,
-        part.out.stride,
-        part.in.dtype,
-        part.out.dtype,
-        static_cast<int>(q.d),
-        static_cast<float>(static_cast<double>(factor) / std::sqrt(static_cast<double>(q.d)))};
+    args.part[i] = {q.signs.as<float>(),
+                    q.small.empty() ? nullptr : q.small.as<float>(),
+                    part.diagonal.empty() ? nullptr : part.diagonal.as<float>(),
+                    part.in.data,
+                    part.out.data,
+                    part.in.stride,
+                    part.out.stride,
+                    part.in.dtype,
+                    part.out.dtype,
+                    static_cast<int>(q.d),
+                    scale_of(factor, q.d)};
     widest = std::max(widest, q.d);
   }
   const std::size_t shared = shared_bytes(widest, args.order);
@@ -143,12 +342,17 @@ void run(std::span<const RotatePart> parts, bool inverse, bool add, float factor
 }  // namespace
 
 bool rotate_fits(const RotationSide& side, std::int64_t d, std::size_t shared_limit) {
-  return side.kind != TransformKind::hadamard || shared_bytes(d, hadamard_order(d)) <= shared_limit;
+  return side.kind != TransformKind::hadamard || spread_of(d).fits ||
+         shared_bytes(d, hadamard_order(d)) <= shared_limit;
 }
 
-// Parts of one order share a launch.
+// One launch; where sizes are odd, one for the parts of an order.
 void rotate_hadamard(std::span<const RotatePart> parts, bool inverse, bool add, float factor,
                      std::size_t shared_limit, cudaStream_t stream) {
+  if (parts[0].in.rows == 0) return;
+  if (std::ranges::all_of(parts, [](const RotatePart& p) { return spread_of(p.q->d).fits; })) {
+    return run_spread(parts, inverse, add, factor, stream);
+  }
   for (std::size_t first = 0; first < parts.size();) {
     std::size_t n = 1;
     while (first + n < parts.size() && parts[first + n].q->order == parts[first].q->order) ++n;

@@ -137,7 +137,7 @@ struct ExpandSalient {
 #pragma unroll 1
     for (int h = 0; h < 2; ++h) {
       const unsigned char* levels =
-          p.by_row ? zeros + 16 : record + 544 + h * 32 * scale_bytes(p.scale_kind);
+          p.by_row ? zeros + 16 : record + 576 + h * 32 * scale_bytes(p.scale_kind);
       put_signs(tile, 128 * h, record + 256 * h,
                 load_scale_pair(levels, p.scale_kind, lane / 4 * 2),
                 load_scale_pair(levels, p.scale_kind, 16 + lane / 4 * 2), lane);
@@ -147,16 +147,14 @@ struct ExpandSalient {
     const float scale = coefficient(row_unit, p.scale_kind, place);
     const float offset = two_23 + static_cast<float>(zeros[place]);
     const auto* entries = reinterpret_cast<const std::uint16_t*>(record + p.fixed);
-    const int count = record[512 + lane];
-    const unsigned below = (1U << lane) - 1U;
-    for (int i = 0; __any_sync(0xffffffffU, i < count); ++i) {
-      const unsigned lanes = __ballot_sync(0xffffffffU, i < count);
-      if (i < count) {
-        const std::uint32_t entry = entries[__popc(lanes & below)];
-        const float steps = __uint_as_float(float_2_23 | entry >> 8) - offset;
-        tile.v[lane / 2][128 * (lane % 2) + (entry & 0xffU)] = from_f32<T>(__fmul_rn(scale, steps));
-      }
-      entries += __popc(lanes);
+    const auto* ends = reinterpret_cast<const std::uint16_t*>(record + 512);
+    const int word = ends[lane];
+    const int last = word / 2 * 2 - word % 2;
+    for (int i = lane == 0 ? 0 : ends[lane - 1] / 2 * 2; i < last; ++i) {
+      const std::uint32_t entry = entries[i];
+      const float steps = __uint_as_float(float_2_23 | entry >> 8) - offset;
+      tile.v[lane / 2][128 * (lane % 2) + (entry & 0xffU) / 2] =
+          from_f32<T>(__fmul_rn(scale, steps));
     }
   }
 };

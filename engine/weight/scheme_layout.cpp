@@ -67,10 +67,12 @@ SchemePlaces scheme_places(const PackedShape& s) {
     p.row_units = record_rows * (element(s) + 1) + (s.group == 0 ? levels : 0);
     p.table = align_up(s.row_tiles() * p.row_units, 256);
     p.records = align_up(p.table + 4 * (s.row_tiles() * p.units + 1), 256);
-    p.fixed = 544 + (s.group == 0 ? 0 : 2 * levels);
+    p.fixed = salient_head + (s.group == 0 ? 0 : 2 * levels);
     const std::int64_t records = s.row_tiles() * p.units;
-    // Entries of each record end at a multiple of 16 bytes, wherever they are.
-    p.total = p.records + records * p.fixed + align_up(2 * s.salient + 14 * records, 16);
+    // Wherever the entries are: each lane may have one too many, and those of each record end at a
+    // multiple of 16 bytes.
+    p.total =
+        p.records + records * p.fixed + align_up(2 * s.salient + (2 * 32 + 14) * records, 16);
     return p;
   }
   p.units = s.col_blocks();

@@ -11,10 +11,11 @@
 //          u8 zero (affine) or 16 of mu (sign).
 // salient  for each tile 16 of salient scale, 16 of u8 salient zero, and with group 0 16 of alpha,
 //          16 of mu; then u32 [tiles * col pairs + 1]: offset of each record / 16, and of the end.
-//          A record is 16 x 256: two planes of signs (0 where salient), u8 [32] counts, with groups
-//          for both column blocks 16 of alpha and 16 of mu; then u16 entries, code * 256 + column.
-//          Lane 2 r + h has the salient weights of row r in column block h; entry i of all lanes
-//          that have one precede entry i + 1 of any.
+//          A record is 16 x 256: two planes of signs (0 where salient), u16 [32] ends, with groups
+//          for both column blocks 16 of alpha and 16 of mu; then u16 entries, code * 256 + 2 *
+//          column, by lanes: lane 2 r + h has the salient weights of row r in column block h. An
+//          end is 2 * (pairs of entries up to the lane's last) + (1 if that pair is a single entry,
+//          followed by a 0).
 // regions  u32 [col_blocks]: salient columns; u8 [col_blocks, 128]: the column of the block that
 //          stands at each place, salient ones at places of rank 0, 1, ... (region_place); then
 //          records: two-bit codes, sign + 2 * (group or second sign), and [16 rows][8]: mean and

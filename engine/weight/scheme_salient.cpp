@@ -1,6 +1,7 @@
 // The scheme layout of signs with salient weights between them.
 #include <array>
 #include <bit>
+#include <utility>
 #include <vector>
 
 #include "engine/weight/scheme_parts.h"
@@ -36,6 +37,30 @@ void write_row_unit(const LinearWeight& w, const PackedShape& s, std::int64_t ti
   if (s.group == 0) write_levels(w, s, tile, 0, zeros + record_rows);
 }
 
+// Puts each lane's entries in an order in which few lanes' i-th ones read the same bank of shared
+// memory, where a column of x is half a word.
+void spread_banks(std::array<std::vector<std::uint16_t>, 32>& lists) {
+  std::size_t longest = 0;
+  for (const auto& list : lists) longest = std::max(longest, list.size());
+  for (std::size_t i = 0; i < longest; ++i) {
+    std::array<std::uint8_t, 32> load{};
+    std::array<bool, 128> read{};  // words: the same one is read once for all
+    for (std::size_t lane = 0; lane < 32; ++lane) {
+      auto& list = lists[lane];
+      if (i >= list.size()) continue;
+      const auto word = [&](std::size_t j) { return list[j] % 256U / 4 + 64 * (lane % 2); };
+      const auto cost = [&](std::size_t j) { return read[word(j)] ? 0 : 1 + load[word(j) % 32]; };
+      std::size_t best = i;
+      for (std::size_t j = i + 1; j < list.size() && cost(best) > 1; ++j) {
+        if (cost(j) < cost(best)) best = j;
+      }
+      std::swap(list[i], list[best]);
+      if (cost(i) > 0) ++load[word(i) % 32];
+      read[word(i)] = true;
+    }
+  }
+}
+
 }  // namespace
 
 // Bits of a bitmap row from column 128 * block on.
@@ -49,7 +74,6 @@ std::int64_t block_count(const Plane& bitmap, std::int64_t r, std::int64_t block
   const auto bits = block_bits(bitmap, r, block);
   return std::popcount(bits[0]) + std::popcount(bits[1]);
 }
-std::int64_t entry_bytes(std::int64_t n) { return align_up(2 * n, 16); }
 
 void prepare_salient(const LinearWeight& w, const PackedShape& s, std::byte* to) {
   const SchemePlaces places = scheme_places(s);
@@ -58,12 +82,13 @@ void prepare_salient(const LinearWeight& w, const PackedShape& s, std::byte* to)
   for (std::int64_t tile = 0; tile < s.row_tiles(); ++tile) {
     for (std::int64_t pair = 0; pair < places.units; ++pair) {
       write_at(to + places.table + 4 * index++, static_cast<std::uint32_t>(at / 16));
-      std::int64_t n = 0;
+      std::int64_t n = 0;  // pairs of entries
       for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
-        n += block_count(bitmap, tile * record_rows + r, 2 * pair) +
-             block_count(bitmap, tile * record_rows + r, 2 * pair + 1);
+        for (std::int64_t h = 0; h < 2; ++h) {
+          n += (block_count(bitmap, tile * record_rows + r, 2 * pair + h) + 1) / 2;
+        }
       }
-      at += places.fixed + entry_bytes(n);
+      at += places.fixed + align_up(4 * n, 16);
     }
   }
   write_at(to + places.table + 4 * index, static_cast<std::uint32_t>(at / 16));
@@ -103,7 +128,7 @@ void build_salient(const LinearWeight& w, const PackedShape& s, std::int64_t fir
         for (std::int64_t c = 0; c < block_cols(s, block); ++c) {
           if ((on[static_cast<std::size_t>(c / 64)] >> (c % 64) & 1U) != 0) {
             list.push_back(static_cast<std::uint16_t>(read_code(bytes, 0, high++) * 256 +
-                                                      static_cast<unsigned>(c)));
+                                                      2 * static_cast<unsigned>(c)));
           } else {
             to_row[static_cast<std::size_t>(c)] =
                 static_cast<std::uint8_t>(read_code(signs, 0, low++));
@@ -123,26 +148,24 @@ void build_salient(const LinearWeight& w, const PackedShape& s, std::int64_t fir
       std::memset(record, 0, static_cast<std::size_t>(end - from));
       pack_record_codes(1, codes[2 * pair], record);
       pack_record_codes(1, codes[2 * pair + 1], record + 256);
-      std::size_t longest = 0;
+      std::byte* entry = record + places.fixed;
+      std::size_t pairs_before = 0;
+      spread_banks(lists[pair]);
       for (std::size_t lane = 0; lane < 32; ++lane) {
-        const std::size_t n = lists[pair][lane].size();
-        record[512 + lane] = static_cast<std::byte>(n);
-        longest = std::max(longest, n);
+        const auto& list = lists[pair][lane];
+        for (std::size_t i = 0; i < list.size(); ++i) {
+          write_at(entry + 4 * pairs_before + 2 * i, list[i]);
+        }
+        pairs_before += (list.size() + 1) / 2;
+        write_at(record + 512 + 2 * lane,
+                 static_cast<std::uint16_t>(2 * pairs_before + list.size() % 2));
       }
       if (s.group != 0) {
         for (std::int64_t h = 0; h < 2; ++h) {
           const std::int64_t block = 2 * static_cast<std::int64_t>(pair) + h;
           if (block >= s.col_blocks()) break;
           write_levels(w, s, tile, block * record_cols / s.group,
-                       record + 544 + h * 2 * record_rows * element(s));
-        }
-      }
-      std::byte* entry = record + places.fixed;
-      for (std::size_t i = 0; i < longest; ++i) {
-        for (const auto& list : lists[pair]) {
-          if (i >= list.size()) continue;
-          write_at(entry, list[i]);
-          entry += 2;
+                       record + salient_head + h * 2 * record_rows * element(s));
         }
       }
     }
@@ -164,7 +187,7 @@ void decode_salient(const PackedWeight& w, std::int64_t tile, float* out, std::i
       if (block >= s.col_blocks()) break;
       unpack_record_codes(1, record + 256 * h, codes);
       const std::byte* levels =
-          s.group == 0 ? zeros + record_rows : record + 544 + h * 2 * record_rows * element(s);
+          s.group == 0 ? zeros + record_rows : record + salient_head + h * 2 * record_rows * element(s);
       for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
         const float alpha = read_coefficient(s.scale_dtype, levels, row_place(r));
         const float mu = read_coefficient(s.scale_dtype, levels, record_rows + row_place(r));
@@ -174,16 +197,16 @@ void decode_salient(const PackedWeight& w, std::int64_t tile, float* out, std::i
         }
       }
     }
-    const std::byte* entry = record + places.fixed;
-    for (int i = 0; i < record_cols; ++i) {
-      for (std::int64_t lane = 0; lane < 32; ++lane) {
-        if (i >= std::to_integer<int>(record[512 + lane])) continue;
-        const unsigned e = read_at<std::uint16_t>(entry);
-        entry += 2;
-        const std::int64_t r = lane / 2;
-        const float scale = read_coefficient(s.scale_dtype, unit, row_place(r));
-        const int zero = std::to_integer<int>(zeros[row_place(r)]);
-        const std::int64_t column = (2 * pair + lane % 2) * record_cols + e % 256;
+    int first = 0;  // pair of entries
+    for (std::int64_t lane = 0; lane < 32; ++lane) {
+      const int word = read_at<std::uint16_t>(record + 512 + 2 * lane);
+      const std::int64_t r = lane / 2;
+      const float scale = read_coefficient(s.scale_dtype, unit, row_place(r));
+      const int zero = std::to_integer<int>(zeros[row_place(r)]);
+      const int last = word / 2 * 2 - word % 2;
+      for (int i = 2 * std::exchange(first, word / 2); i < last; ++i) {
+        const unsigned e = read_at<std::uint16_t>(record + places.fixed + 2 * i);
+        const std::int64_t column = (2 * pair + lane % 2) * record_cols + e % 256 / 2;
         out[r * stride + column] = scale * static_cast<float>(static_cast<int>(e / 256) - zero);
       }
     }
