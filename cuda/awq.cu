@@ -1,4 +1,5 @@
 // CudaOps: the search over channel scales of AWQ (docs/methods/awq.md). Clipping: awq_clip.cu.
+#include "cuda/chain.h"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm.h"
@@ -254,6 +255,7 @@ void CudaOps::scale_weights(View w, View s, View t, View out) {
              by_row, static_cast<Out*>(out.data), out.stride, w.rows, w.cols);
     });
   });
+  seal(stream_);
 }
 
 void CudaOps::round_trip_scaled(View w, View s, const GridSpec& spec, View out) {
@@ -287,6 +289,7 @@ void CudaOps::round_trip_scaled(View w, View s, const GridSpec& spec, View out) 
              static_cast<Out*>(out.data), out.stride, w.cols, unit, groups, units, params);
     });
   });
+  seal(stream_);
 }
 
 std::int64_t CudaOps::moment_loss_bytes(std::int64_t rows, std::int64_t d) {

@@ -26,11 +26,10 @@ struct StagePart {
   std::int64_t in_stride, out_stride, matrix_stride;
   DType in_dtype, out_dtype;
   int p, batches, step, batch_step;
-  int lanes;     // of a warp for a row of a matrix, a power of two
-  int packs;     // of a lane for a row
-  int turns;     // rows for each group of lanes
-  int blocks;    // for a matrix
-  bool vectors;  // rows of the matrices start at multiples of 16 bytes
+  int log_lanes;  // of a warp for a row of a matrix
+  int turns;      // rows for each group of lanes
+  int blocks;     // for a matrix
+  bool vectors;   // rows of the matrices start at multiples of 16 bytes
 };
 struct StageArgs {
   StagePart part[rotate_max_parts];
@@ -39,119 +38,191 @@ struct StageArgs {
   float factor;
 };
 
+// Blocks that a multiprocessor shall have room for: bytes on their way.
+constexpr int resident(int rows, int packs) { return packs == 4 ? 1 : rows == 1 ? 5 : 3; }
+
+// sum += two elements of a matrix times a and b.
+__device__ inline void add_pair(float& sum, std::uint32_t two, float a, float b) {
+  const float2 w = __half22float2(*reinterpret_cast<const __half2*>(&two));
+  sum = fmaf(w.y, b, fmaf(w.x, a, sum));
+}
+
 // Launch: blockIdx.y is the part; a block has some rows of one matrix, which its threads hold in
-// registers (asked for before the input is there), and multiplies all inputs with them, kRows at a
-// time from shared memory. A group of lanes adds up one element in a fixed order.
-template <int kRows>
-__global__ void __launch_bounds__(threads)
+// registers, and multiplies all inputs with them, kRows at a time from shared memory. The matrix
+// and the places of inputs and outputs are asked for before the input is there. A group of lanes
+// adds up one element in a fixed order. A lane has kPacks packs of up to kTurns rows.
+template <int kRows, int kPacks, int kTurns>
+__global__ void __launch_bounds__(threads, resident(kRows, kPacks))
     butterfly_stage_kernel(const __grid_constant__ StageArgs args) {
+  constexpr int most = kRows < 4 ? 4 / kRows : 1;
+  constexpr int together = kTurns < most ? kTurns : most;  // turns side by side
   extern __shared__ __align__(16) float values[];
   chain_trigger();
   const StagePart& s = args.part[blockIdx.y];
   const int batch = static_cast<int>(blockIdx.x) / s.blocks;
   const bool mine = batch < s.batches;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int within = lane % s.lanes;
-  const int groups = threads / s.lanes;
-  const int first = static_cast<int>(blockIdx.x) % s.blocks * groups * s.turns +
-                    static_cast<int>(threadIdx.x) / s.lanes;
-  Pack<__half, 8> m[held];
+  const int t = static_cast<int>(threadIdx.x);
+  const int lanes = 1 << s.log_lanes, within = t & (lanes - 1);
+  const int groups = threads >> s.log_lanes;
+  const int first =
+      (static_cast<int>(blockIdx.x) - batch * s.blocks) * groups * s.turns + (t >> s.log_lanes);
+  uint4 m[kTurns][kPacks];
+  const auto load = [&](auto&& pack_at) {
 #pragma unroll
-  for (int q = 0; q < held; ++q) {
-    const int row = first + q / s.packs * groups;
-    const int col = (q % s.packs * s.lanes + within) * 8;
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int row = first + turn * groups;
+      const __half* from =
+          s.matrices + batch * s.matrix_stride + static_cast<std::int64_t>(row) * s.p;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) m[q].v[e] = __half(0.0F);
-    if (!mine || q >= s.packs * s.turns || row >= s.p || col >= s.p) continue;
-    const __half* from =
-        s.matrices + batch * s.matrix_stride + static_cast<std::int64_t>(row) * s.p;
-    if (s.vectors) {
-      m[q] = *reinterpret_cast<const Pack<__half, 8>*>(from + col);
-    } else {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if (col + e < s.p) m[q].v[e] = from[col + e];
+      for (int q = 0; q < kPacks; ++q) {
+        const int col = ((q << s.log_lanes) + within) * 8;
+        m[turn][q] = {0, 0, 0, 0};
+        if (mine && turn < s.turns && row < s.p && col < s.p) m[turn][q] = pack_at(from, col);
       }
     }
+  };
+  if (s.vectors) {
+    load([](const __half* from, int col) {
+      return __ldg(reinterpret_cast<const uint4*>(from + col));
+    });
+  } else {
+    load([&](const __half* from, int col) {
+      std::uint32_t half[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) half[e] = col + e < s.p ? __half_as_ushort(from[col + e]) : 0U;
+      return uint4{half[0] | half[1] << 16, half[2] | half[3] << 16, half[4] | half[5] << 16,
+                   half[6] | half[7] << 16};
+    });
+  }
+  // Where the inputs of column t, t + 128, ... are, and what they are multiplied with.
+  constexpr int columns = 2 * kPacks;
+  const int padded = (s.p + 7) / 8 * 8;
+  int source[columns];
+  float diagonal[columns];
+#pragma unroll
+  for (int j = 0; j < columns; ++j) {
+    const int k = t + j * threads;
+    const int place = k * s.step + batch * s.batch_step;
+    source[j] = place;
+    diagonal[j] = 0.0F;
+    if (mine && k < s.p) {
+      if (s.gather != nullptr) source[j] = s.gather[place];
+      diagonal[j] = s.diagonal == nullptr ? 1.0F : s.diagonal[source[j]];
+    }
+  }
+  int target[kTurns];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int row = first + turn * groups;
+    const bool wanted = mine && within == 0 && turn < s.turns && row < s.p;
+    target[turn] = wanted ? row * s.step + batch * s.batch_step : -1;
+    if (wanted && s.scatter != nullptr) target[turn] = s.scatter[target[turn]];
   }
   chain_wait();
   if (!mine) return;
-  const int padded = (s.p + 7) / 8 * 8;
   for (int row0 = 0; row0 < args.rows; row0 += kRows) {
     if (row0 > 0) __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * padded; i += threads) {
-      const int r = row0 + i / padded, k = i % padded;
-      float v = 0.0F;
-      if (r < args.rows && k < s.p) {
-        const int place = k * s.step + batch * s.batch_step;
-        const int from = s.gather == nullptr ? place : s.gather[place];
-        v = load_any(s.in, s.in_dtype, r * s.in_stride + from);
-        if (s.diagonal != nullptr) v *= s.diagonal[from];
+#pragma unroll
+    for (int j = 0; j < columns; ++j) {
+      const int k = t + j * threads;
+      if (k >= padded) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float v = 0.0F;
+        if (k < s.p && row0 + r < args.rows) {
+          v = load_any(s.in, s.in_dtype, (row0 + r) * s.in_stride + source[j]) * diagonal[j];
+        }
+        values[r * padded + k] = v;
       }
-      values[i] = v;
     }
     __syncthreads();
-    float sum[kRows] = {};
 #pragma unroll
-    for (int q = 0; q < held; ++q) {
-      if (q >= s.packs * s.turns) break;
-      const int col = (q % s.packs * s.lanes + within) * 8;
-      if (col < s.p) {
-        float w[8];
+    for (int base = 0; base < kTurns; base += together) {
+      if (base >= s.turns) break;
+      float old[together][kRows] = {}, sum[together][kRows] = {};
+      if (args.add) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) w[e] = to_f32(m[q].v[e]);
+        for (int i = 0; i < together; ++i) {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            if (target[base + i] < 0 || row0 + r >= args.rows) continue;
+            old[i][r] = load_any(s.out, s.out_dtype, (row0 + r) * s.out_stride + target[base + i]);
+          }
+        }
+      }
+#pragma unroll
+      for (int q = 0; q < kPacks; ++q) {
+        const int col = ((q << s.log_lanes) + within) * 8;
+        if (col >= s.p) continue;
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           const float4 a = *reinterpret_cast<const float4*>(values + r * padded + col);
           const float4 b = *reinterpret_cast<const float4*>(values + r * padded + col + 4);
-          sum[r] = fmaf(w[0], a.x, sum[r]);
-          sum[r] = fmaf(w[1], a.y, sum[r]);
-          sum[r] = fmaf(w[2], a.z, sum[r]);
-          sum[r] = fmaf(w[3], a.w, sum[r]);
-          sum[r] = fmaf(w[4], b.x, sum[r]);
-          sum[r] = fmaf(w[5], b.y, sum[r]);
-          sum[r] = fmaf(w[6], b.z, sum[r]);
-          sum[r] = fmaf(w[7], b.w, sum[r]);
+#pragma unroll
+          for (int i = 0; i < together; ++i) {
+            const uint4& w = m[base + i][q];
+            add_pair(sum[i][r], w.x, a.x, a.y);
+            add_pair(sum[i][r], w.y, a.z, a.w);
+            add_pair(sum[i][r], w.z, b.x, b.y);
+            add_pair(sum[i][r], w.w, b.z, b.w);
+          }
         }
       }
-      if (q % s.packs != s.packs - 1) continue;
-      const int row = first + q / s.packs * groups;
-      const int place = row * s.step + batch * s.batch_step;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        for (int d = 1; d < s.lanes; d *= 2) {
-          sum[r] += __shfl_xor_sync(0xffffffffU, sum[r], d);
+      for (int d = 1; d < 32; d *= 2) {
+        if (d >= lanes) break;
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            sum[i][r] += __shfl_xor_sync(0xffffffffU, sum[i][r], d);
+          }
         }
-        if (within == 0 && row < s.p && row0 + r < args.rows) {
-          const std::int64_t to =
-              (row0 + r) * s.out_stride + (s.scatter == nullptr ? place : s.scatter[place]);
-          const float v = args.factor * sum[r];
-          store_any(s.out, s.out_dtype, to, args.add ? load_any(s.out, s.out_dtype, to) + v : v);
+      }
+#pragma unroll
+      for (int i = 0; i < together; ++i) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          if (target[base + i] < 0 || row0 + r >= args.rows) continue;
+          const float v = args.factor * sum[i][r];
+          store_any(s.out, s.out_dtype, (row0 + r) * s.out_stride + target[base + i],
+                    args.add ? old[i][r] + v : v);
         }
-        sum[r] = 0.0F;
       }
     }
   }
 }
 
-// What follows from the size of the matrices.
-void divide(StagePart& s) {
-  const int packs = static_cast<int>(ceil_div(s.p, 8));
-  s.lanes = std::min(32, static_cast<int>(std::bit_ceil(static_cast<unsigned>(packs))));
-  s.packs = static_cast<int>(ceil_div(packs, s.lanes));
-  const int groups = threads / s.lanes;
-  s.turns = std::min(held / s.packs, static_cast<int>(ceil_div(s.p, groups)));
+// What follows from the size of the matrices, with so many packs for a lane.
+void divide(StagePart& s, int packs) {
+  const int columns = static_cast<int>(ceil_div(s.p, 8 * packs));
+  s.log_lanes = std::min(5, static_cast<int>(std::bit_width(static_cast<unsigned>(columns - 1))));
+  const int groups = threads >> s.log_lanes;
+  s.turns = std::min(held / packs, static_cast<int>(ceil_div(s.p, groups)));
   const auto blocks = [&] { return static_cast<int>(ceil_div(s.p, groups * s.turns)); };
   while (s.turns > 1 && s.batches * blocks() < enough_blocks) --s.turns;
   s.blocks = blocks();
   s.vectors = s.p % 8 == 0 && reinterpret_cast<std::uintptr_t>(s.matrices) % 16 == 0;
 }
 
-void run_stage(const StageArgs& args, std::size_t parts, cudaStream_t stream) {
-  int blocks = 0, widest = 0;
+template <int kRows>
+auto stage_kernel(int packs, int turns) {
+  if (packs == 4) return butterfly_stage_kernel<kRows, 4, 2>;
+  if (packs == 2) return butterfly_stage_kernel<kRows, 2, 4>;
+  if (turns == 1) return butterfly_stage_kernel<kRows, 1, 1>;
+  if (turns <= 4) return butterfly_stage_kernel<kRows, 1, 4>;
+  return butterfly_stage_kernel<kRows, 1, 8>;
+}
+
+void run_stage(StageArgs& args, std::size_t parts, cudaStream_t stream) {
+  int blocks = 0, widest = 0, turns = 0;
+  for (std::size_t i = 0; i < parts; ++i) widest = std::max(widest, args.part[i].p);
+  const int packs = widest <= 256 ? 1 : widest <= 512 ? 2 : 4;
   for (std::size_t i = 0; i < parts; ++i) {
-    blocks = std::max(blocks, args.part[i].batches * args.part[i].blocks);
-    widest = std::max(widest, args.part[i].p);
+    StagePart& s = args.part[i];
+    divide(s, packs);
+    blocks = std::max(blocks, s.batches * s.blocks);
+    turns = std::max(turns, s.turns);
   }
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(parts));
   const auto shared = [&](int rows) {
@@ -160,10 +231,10 @@ void run_stage(const StageArgs& args, std::size_t parts, cudaStream_t stream) {
   const auto run = [&](auto* kernel, int rows) {
     launch_chained("rotate_rows", kernel, grid, dim3(threads), shared(rows), stream, args);
   };
-  if (args.rows == 1) return run(butterfly_stage_kernel<1>, 1);
-  if (args.rows == 2) return run(butterfly_stage_kernel<2>, 2);
-  if (args.rows <= 4) return run(butterfly_stage_kernel<4>, 4);
-  run(butterfly_stage_kernel<8>, 8);
+  if (args.rows == 1) return run(stage_kernel<1>(packs, turns), 1);
+  if (args.rows == 2) return run(stage_kernel<2>(packs, turns), 2);
+  if (args.rows <= 4) return run(stage_kernel<4>(packs, turns), 4);
+  run(stage_kernel<8>(packs, turns), 8);
 }
 
 const std::int32_t* indices(const View& v) { return v.empty() ? nullptr : v.as<std::int32_t>(); }
@@ -199,7 +270,6 @@ void rotate_butterfly(std::span<const RotatePart> parts, bool add, float factor,
     a.p = static_cast<int>(q.p1);
     a.batches = a.step = static_cast<int>(q.p2);
     a.batch_step = 1;
-    divide(a);
     StagePart& b = second.part[i];
     b.matrices = static_cast<const __half*>(q.second.data);
     b.matrix_stride = q.shared ? 0 : q.p2 * q.p2;
@@ -213,7 +283,6 @@ void rotate_butterfly(std::span<const RotatePart> parts, bool add, float factor,
     b.p = b.batch_step = static_cast<int>(q.p2);
     b.batches = static_cast<int>(q.p1);
     b.step = 1;
-    divide(b);
     middle += part.in.rows * q.d;
   }
   run_stage(first, parts.size(), stream);

@@ -38,7 +38,7 @@ struct HadamardArgs {
 constexpr int spread_threads = 512;
 constexpr int spread_warps = spread_threads / warp;
 constexpr int most_inputs = 64;     // of a thread
-constexpr int spread_blocks = 264;  // from here on a block takes several rows of x
+constexpr int spread_blocks = 264;  // with more, a block takes several rows of x
 
 struct SpreadPart {
   const float* signs;
@@ -77,29 +77,69 @@ Spread spread_of(std::int64_t d) {
   return s;
 }
 
-// The sum of a thread's inputs i = first, first + step, ... (n of them, stride apart) with signs.
-template <class T>
-__device__ float sum_inputs(const T* in, const float* diagonal, int stride, int n,
-                            const std::uint32_t (&flips)[2]) {
+// The sum of a thread's inputs, n of them spread_threads apart, with signs, kAtOnce asked for at a
+// time.
+template <int kAtOnce, class T>
+__device__ float sum_inputs(const T* in, const float* diagonal, int n, std::uint64_t flips) {
   float sum = 0.0F;
+#pragma unroll 1
+  for (int first = 0; first < n; first += kAtOnce) {
+    float v[kAtOnce];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (32 * h >= n) break;
-    float v[32];
-#pragma unroll
-    for (int j = 0; j < 32; ++j) v[j] = 32 * h + j < n ? to_f32(in[(32 * h + j) * stride]) : 0.0F;
+    for (int j = 0; j < kAtOnce; ++j) {
+      v[j] = first + j < n ? to_f32(in[(first + j) * spread_threads]) : 0.0F;
+    }
     if (diagonal != nullptr) {
 #pragma unroll
-      for (int j = 0; j < 32; ++j) {
-        if (32 * h + j < n) v[j] *= diagonal[(32 * h + j) * stride];
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (first + j < n) v[j] *= diagonal[(first + j) * spread_threads];
       }
     }
+    const auto bits = static_cast<std::uint32_t>(flips >> first);
 #pragma unroll
-    for (int j = 0; j < 32; ++j) {
-      sum = __fadd_rn(sum, __uint_as_float(__float_as_uint(v[j]) ^ ((flips[h] >> j) << 31)));
+    for (int j = 0; j < kAtOnce; ++j) {
+      sum = __fadd_rn(sum, __uint_as_float(__float_as_uint(v[j]) ^ (bits >> j << 31)));
     }
   }
   return sum;
+}
+template <class T>
+__device__ float sum_inputs(const void* in, std::int64_t from, const float* diagonal, int n,
+                            std::uint64_t flips) {
+  const T* at = static_cast<const T*>(in) + from;
+  return n <= 8 ? sum_inputs<8>(at, diagonal, n, flips) : sum_inputs<32>(at, diagonal, n, flips);
+}
+
+// The signs of a thread's inputs as bits, 1 for -1: those of the transform and of row k of
+// H_blocks.
+template <int kAtOnce>
+__device__ std::uint64_t input_signs(const SpreadPart& s, bool inverse, int k, int n) {
+  const int t = static_cast<int>(threadIdx.x);
+  const int first = t >> s.log_power, step = spread_threads >> s.log_power;
+  const int spread = (1 << s.log_spread) - 1;
+  std::uint64_t flips = 0;
+#pragma unroll 1
+  for (int at = 0; at < n; at += kAtOnce) {
+    float sign[kAtOnce], element[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = (first + (at + j) * step) >> s.log_spread, to = k >> s.log_spread;
+      sign[j] = element[j] = 1.0F;
+      if (at + j < n && !inverse) sign[j] = s.signs[t + (at + j) * spread_threads];
+      if (at + j < n && s.small != nullptr) {
+        element[j] = s.small[inverse ? to * s.order + i : i * s.order + to];
+      }
+    }
+    std::uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int within = (first + (at + j) * step) & k & spread;  // of a Sylvester matrix
+      const std::uint32_t two = (__float_as_uint(sign[j]) ^ __float_as_uint(element[j])) >> 31;
+      bits |= ((two ^ static_cast<std::uint32_t>(__popc(within))) & 1U) << j;
+    }
+    flips |= static_cast<std::uint64_t>(bits) << at;
+  }
+  return flips;
 }
 
 // H_d = H_blocks kron H_power: block k makes the k-th `power` elements of the result. It reads all
@@ -120,45 +160,24 @@ __global__ void __launch_bounds__(spread_threads)
   const int first = t >> s.log_power, lane = t % warp, own_warp = t / warp;
   const bool mine = k < s.blocks;
   const int n = mine ? (s.blocks - first + step - 1) / step : 0;
-  const int column = first * power + t % power;  // place of the first input
-  std::uint32_t flips[2] = {0, 0};
+  const std::uint64_t flips =
+      n <= 8 ? input_signs<8>(s, args.inverse, k, n) : input_signs<32>(s, args.inverse, k, n);
   float scale = s.scale;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (32 * h >= n) break;
-    float sign[32], element[32];
-#pragma unroll
-    for (int j = 0; j < 32; ++j) {
-      const int at = 32 * h + j;
-      const int i = (first + at * step) >> s.log_spread, to = k >> s.log_spread;
-      sign[j] = at < n && !args.inverse ? s.signs[column + at * spread_threads] : 1.0F;
-      element[j] = at < n && s.small != nullptr
-                       ? s.small[args.inverse ? to * s.order + i : i * s.order + to]
-                       : 1.0F;
-    }
-#pragma unroll
-    for (int j = 0; j < 32; ++j) {
-      const int within = (first + (32 * h + j) * step) & k & ((1 << s.log_spread) - 1);
-      const std::uint32_t bits = (__float_as_uint(sign[j]) ^ __float_as_uint(element[j])) >> 31;
-      flips[h] |= ((bits ^ static_cast<std::uint32_t>(__popc(within))) & 1U) << j;
-    }
-  }
   const int place = k * power + t;  // of the result, t < power
   if (args.inverse && mine && t < power) scale *= s.signs[place];
   chain_wait();
   if (!mine) return;
   for (int row = static_cast<int>(blockIdx.z); row < args.rows;
        row += static_cast<int>(gridDim.z)) {
-    const std::int64_t from = row * s.in_stride + column;
-    const float* diagonal = s.diagonal == nullptr ? nullptr : s.diagonal + column;
+    const std::int64_t from = row * s.in_stride + t;
+    const float* diagonal = s.diagonal == nullptr ? nullptr : s.diagonal + t;
     float v;
     if (s.in_dtype == DType::f32) {
-      v = sum_inputs(static_cast<const float*>(s.in) + from, diagonal, spread_threads, n, flips);
+      v = sum_inputs<float>(s.in, from, diagonal, n, flips);
     } else if (s.in_dtype == DType::f16) {
-      v = sum_inputs(static_cast<const __half*>(s.in) + from, diagonal, spread_threads, n, flips);
+      v = sum_inputs<__half>(s.in, from, diagonal, n, flips);
     } else {
-      v = sum_inputs(static_cast<const __nv_bfloat16*>(s.in) + from, diagonal, spread_threads, n,
-                     flips);
+      v = sum_inputs<__nv_bfloat16>(s.in, from, diagonal, n, flips);
     }
     const std::int64_t to = row * s.out_stride + place;
     const float old = args.add && t < power ? load_any(s.out, s.out_dtype, to) : 0.0F;
@@ -170,11 +189,11 @@ __global__ void __launch_bounds__(spread_threads)
     sums[t] = v;
     __syncthreads();
     if (t < power) {
+      // Warps beyond `power` hold other inputs of the same columns: those bits of own_warp are 0,
+      // so that they are added.
       float a[spread_warps];
 #pragma unroll
       for (int w = 0; w < spread_warps; ++w) a[w] = sums[w * warp + lane];
-        // Warps beyond `power` hold other inputs of the same columns, to be added: own_warp has
-        // zeros there.
 #pragma unroll
       for (int bit = 1; bit < spread_warps; bit *= 2) {
         const bool minus = (own_warp & bit) != 0;

@@ -16,6 +16,7 @@ constexpr std::int64_t align_up(std::int64_t v, std::int64_t to) { return ceil_d
 // Bytes of shared memory for a product with so many rows of x.
 struct Plan {
   bool fits = false;
+  int shares = 1;  // blocks of a multiprocessor
   int stages = 0;
   std::int64_t stage = 0, x_row = 0, sums = 0, red = 0, table = 0, ring = 0, total = 0;
 };
@@ -41,10 +42,10 @@ std::int64_t stage_bytes(const PackedShape& s, const SchemePlaces& places) {
     }
     return most;
   }
-  // Half as many entries again as there are on average; a record with more has the rest read
+  // Half as many entries again as there are on average; those of a record with more are read
   // straight from memory.
   const std::int64_t mean = s.salient / (s.row_tiles() * places.units);
-  return places.fixed + align_up(std::min<std::int64_t>(3 * mean + 64, 8192), 16);
+  return places.fixed + align_up(std::min<std::int64_t>(3 * mean + 128, 8192), 16);
 }
 
 Plan plan_shared(const PackedShape& s, std::int64_t rows, const SchemeDevice& device) {
@@ -57,11 +58,26 @@ Plan plan_shared(const PackedShape& s, std::int64_t rows, const SchemeDevice& de
   p.red = p.sums + blocks * scheme_rows * 4;
   p.table = align_up(p.red + 2 * scheme_warps * 16 * rows * 4, 128);
   p.ring = p.table + table_bytes(s);
-  for (const int stages : {6, 4, 2}) {
+  const auto try_stages = [&](int shares, int stages) {
+    p.shares = shares;
     p.stages = stages;
-    p.total = p.ring + scheme_warps * stages * p.stage;
-    p.fits = p.total <= device.shared_bytes;
-    if (p.fits) break;
+    // Entries are asked for one turn ahead, beyond the last ones too.
+    p.total = p.ring + scheme_warps * stages * p.stage + 16;
+    // Each block takes 1024 bytes more than it may have.
+    p.fits = p.total <= (device.shared_bytes + 1024) / shares - 1024;
+    return p.fits;
+  };
+  // Two blocks rather than long rings: kernels wait for one another's instructions, not for memory.
+  for (int shares = scheme_shares(s.kind, rows) ? 2 : 1; shares > 0; --shares) {
+    for (const int stages : {6, 4, 3, 2}) {
+      if (try_stages(shares, stages)) return p;
+    }
+  }
+  // Two short stages for a single row of x rather than none.
+  const std::int64_t room = (device.shared_bytes - p.ring - 16) / (2 * scheme_warps) / 16 * 16;
+  if (s.kind == PackedKind::salient && rows == 1 && room >= places.fixed) {
+    p.stage = room;
+    try_stages(1, 2);
   }
   return p;
 }
@@ -132,11 +148,13 @@ void run(std::int64_t first, std::int64_t rows, std::span<const SchemePart> part
     a.first_tile[i + 1] = a.first_tile[i] + static_cast<int>(own.row_tiles());
   }
   const int tiles = a.first_tile[parts.size()];
-  launch_chained(
-      "scheme_product", kernel_of<T>(s.kind, s.bits, rows),
-      dim3(static_cast<unsigned>(std::min(tiles, device.multiprocessors))), dim3(scheme_threads),
-      // More than half of the memory, so that no two blocks share a multiprocessor.
-      static_cast<std::size_t>(std::max(plan.total, device.shared_bytes / 2 + 1024)), stream, a);
+  a.shares = tiles > device.multiprocessors ? plan.shares : 1;
+  // A block alone asks for more than half of the memory, so that no two share a multiprocessor.
+  const std::int64_t least = a.shares == 2 ? 0 : device.shared_bytes / 2 + 1024;
+  launch_chained("scheme_product", kernel_of<T>(s.kind, s.bits, rows),
+                 dim3(static_cast<unsigned>(a.shares * std::min(tiles, device.multiprocessors))),
+                 dim3(scheme_threads), static_cast<std::size_t>(std::max(plan.total, least)),
+                 stream, a);
 }
 
 }  // namespace

@@ -10,6 +10,11 @@ namespace engine {
 constexpr int scheme_warps = 16;  // of a block; they divide the columns
 constexpr int scheme_threads = 32 * scheme_warps;
 constexpr int scheme_rows = 8;  // of x at a time
+// Whether a kernel's registers leave room for two blocks on a multiprocessor.
+constexpr bool scheme_shares(PackedKind kind, std::int64_t rows) {
+  return kind == PackedKind::mixed || kind == PackedKind::regions || kind == PackedKind::midrise ||
+         (kind == PackedKind::salient && rows <= 1);
+}
 
 struct SchemeWeight {
   const unsigned char* base;     // PackedWeight::records
@@ -33,6 +38,7 @@ struct SchemeArgs {
   int row_units, fixed;  // scheme_places
   int order;             // regions: bytes from base to the columns by place
   int by_row;            // salient: alpha and mu by row
+  int shares;  // blocks of a multiprocessor, 1 or 2; the second one is gridDim.x / 2 further on
   int stages, stage_bytes;
   int x_row_bytes;                                        // 64 modulo 128
   int sum_offset, red_offset, ring_offset, table_offset;  // bytes of shared memory

@@ -137,7 +137,7 @@ struct ExpandSalient {
 #pragma unroll 1
     for (int h = 0; h < 2; ++h) {
       const unsigned char* levels =
-          p.by_row ? zeros + 16 : record + 576 + h * 32 * scale_bytes(p.scale_kind);
+          p.by_row ? zeros + 16 : record + salient_head + h * 32 * scale_bytes(p.scale_kind);
       put_signs(tile, 128 * h, record + 256 * h,
                 load_scale_pair(levels, p.scale_kind, lane / 4 * 2),
                 load_scale_pair(levels, p.scale_kind, 16 + lane / 4 * 2), lane);

@@ -68,6 +68,20 @@ __device__ inline float2 block_sums(const SchemeLane& l, int block) {
   return {__uint_as_float(v.x), __uint_as_float(v.y)};
 }
 
+// Blocks of codec C that one multiprocessor may have.
+template <class C>
+constexpr int scheme_blocks() {
+  if constexpr (requires { C::kShare; }) return C::kShare ? 2 : 1;
+  return 1;
+}
+
+// Whether C's records are of one size, one after the other, and so need no look() nor locate().
+template <class C>
+constexpr bool scheme_even() {
+  if constexpr (requires { C::kEven; }) return C::kEven;
+  return false;
+}
+
 // The part that row tile `tile` of all belongs to.
 template <class T>
 __device__ int part_of_tile(const SchemeArgs<T>& args, int tile) {
@@ -132,22 +146,25 @@ __device__ void stage_scheme_x(const SchemeArgs<T>& args, const void* input, uns
 
 // out[n, r] (+)= sum over k of x[n, k] w[r, k], for up to 8 rows n of x.
 //
-// Launch: one block of 512 threads per multiprocessor, through launch_chained. A block has a run of
-// row tiles (16 rows); its 16 warps divide the columns, each streaming its records of one tile
-// after the other through a ring of its own (cp.async). Weights are the A operand of m16n8k16
+// Launch: one or two (`shares`) blocks of 512 threads per multiprocessor, through launch_chained. A
+// multiprocessor has a run of row tiles (16 rows), two blocks a half of it each; a block's 16 warps
+// divide the columns, each streaming its records of one tile after the other through a ring of its
+// own (cp.async). Weights are the A operand of m16n8k16
 // products. A warp holds its columns of x in shared memory; C (the codec) does the rest with what
 // it finds there. The warps' sums meet in shared memory, two buffers in turn, and are added in the
 // order of warps: results repeat. Cost: the records once, x once per block.
 template <class T, class C>
-__global__ void __launch_bounds__(scheme_threads, 1)
+__global__ void __launch_bounds__(scheme_threads, scheme_blocks<C>())
     scheme_product_kernel(const __grid_constant__ SchemeArgs<T> args) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(256) unsigned char scheme_shared[];  // x: row 0 at multiples of 256
+  unsigned char* const shared = scheme_shared;
   chain_trigger();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int tiles = args.first_tile[args.parts];
-  const int first = static_cast<int>(static_cast<std::int64_t>(tiles) * blockIdx.x / gridDim.x);
-  const int last =
-      static_cast<int>(static_cast<std::int64_t>(tiles) * (blockIdx.x + 1) / gridDim.x);
+  const unsigned places = gridDim.x / args.shares, run = blockIdx.x % places;
+  int first = static_cast<int>(static_cast<std::int64_t>(tiles) * run / places);
+  int last = static_cast<int>(static_cast<std::int64_t>(tiles) * (run + 1) / places);
+  if (args.shares == 2) (blockIdx.x < places ? last : first) = (first + last + 1) / 2;
   const int begin = args.units * warp / scheme_warps;
   const int end = args.units * (warp + 1) / scheme_warps;
 
@@ -166,26 +183,48 @@ __global__ void __launch_bounds__(scheme_threads, 1)
   std::uint32_t fill = 0;  // the stage to fill next, in bytes
   int ask_tile = begin < end ? first : last;
   int ask_unit = begin;
+  int ask_part = part_of_tile(args, ask_tile);
   // Where a record lies may itself have to be read: one record ahead, and used then only.
   uint2 place = {0, 0};
   const auto look = [&] {
     if (ask_tile >= last) return;
-    const int part = part_of_tile(args, ask_tile);
-    place = C::look(args, args.part[part], ask_tile - args.first_tile[part], ask_unit);
+    place = C::look(args, args.part[ask_part], ask_tile - args.first_tile[ask_part], ask_unit);
   };
   look();
+  // Where a codec's records follow each other evenly: the next one.
+  constexpr bool even = scheme_even<C>();
+  [[maybe_unused]] const unsigned char* ask_from = nullptr;
+  const auto aim = [&] {
+    const SchemeWeight& w = args.part[ask_part];
+    const std::int64_t tile = ask_tile - args.first_tile[ask_part];
+    ask_from = w.records + tile * w.tile_bytes + std::int64_t{begin} * args.fixed + 16 * l.lane;
+  };
+  if constexpr (even) aim();
   const auto request = [&] {
     if (ask_tile < last) {
-      const int part = part_of_tile(args, ask_tile);
-      const SchemeRecord record =
-          C::locate(args, args.part[part], ask_tile - args.first_tile[part], ask_unit, place);
+      const int mine = 16 * l.lane;
+      SchemeRecord record;
+      if constexpr (even) {
+        record = {ask_from - mine, args.fixed};
+        ask_from += args.fixed;
+      } else {
+        record = C::locate(args, args.part[ask_part], ask_tile - args.first_tile[ask_part],
+                           ask_unit, place);
+      }
       const int bytes = min(record.bytes, args.stage_bytes);
-      for (int i = l.lane * 16; i < bytes; i += 512) {
-        copy_async_16(ring_address + fill + i, record.from + i);
+#pragma unroll 1
+      for (int i = 0; i < bytes; i += 2048) {
+        const std::uint32_t to = ring_address + fill + static_cast<std::uint32_t>(i + mine);
+        const unsigned char* from = record.from + i + mine;
+#pragma unroll
+        for (int c = 0; c < 2048; c += 512) {
+          if (i + mine + c < bytes) copy_async_16(to + c, from + c);
+        }
       }
       if (++ask_unit == end) {
         ask_unit = begin;
-        ++ask_tile;
+        ask_part = part_of_tile(args, ++ask_tile);
+        if constexpr (even) aim();
       }
       look();
     }
@@ -231,6 +270,8 @@ __global__ void __launch_bounds__(scheme_threads, 1)
         copy_wait<4>();
       } else if (args.stages == 4) {
         copy_wait<2>();
+      } else if (args.stages == 3) {
+        copy_wait<1>();
       } else {
         copy_wait<0>();
       }

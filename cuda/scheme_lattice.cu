@@ -44,6 +44,7 @@ struct TensorCodec {
 template <class T, int kBits>
 struct MidriseCodec : TensorCodec<T> {
   using Base = TensorCodec<T>;
+  static constexpr bool kShare = scheme_shares(PackedKind::midrise, 1);
   __device__ static void prepare(const SchemeArgs<T>&, unsigned char*) {}
   __device__ void begin_tile(const SchemeArgs<T>&, const SchemeWeight& w, int, const SchemeLane&) {
     Base::read_scales(w, 1.0F);

@@ -8,6 +8,7 @@ template <class T>
 struct MixedCodec {
   static constexpr bool kOwnOrder = false;
   static constexpr int kBlocks = 1;  // column blocks of a unit
+  static constexpr bool kShare = scheme_shares(PackedKind::mixed, 1);
 
   __device__ static std::uint32_t entry(const SchemeWeight& w, int unit) {
     return __ldg(reinterpret_cast<const unsigned*>(w.table) + unit);
@@ -22,7 +23,12 @@ struct MixedCodec {
     return {w.records + tile * w.tile_bytes + (place.x & ~15U),
             width == 0 ? 256 + 2 * scale : 256 * width + scale + 16};
   }
-  __device__ void begin_tile(const SchemeArgs<T>&, const SchemeWeight&, int, const SchemeLane&) {}
+  std::uint32_t next = 0;  // the entry of the next record, read one ahead
+
+  __device__ void begin_tile(const SchemeArgs<T>& args, const SchemeWeight& w, int,
+                             const SchemeLane&) {
+    next = entry(w, args.units * (static_cast<int>(threadIdx.x) / 32) / scheme_warps);
+  }
   __device__ void finish_tile(const SchemeArgs<T>&, float*, const SchemeLane&) {}
 
   // Codes as integers, scaled once; the zero goes with the sum of x.
@@ -74,7 +80,9 @@ struct MixedCodec {
                       int unit, const unsigned char* record, const SchemeLane& l) {
     const std::uint32_t x = l.x + 256 * unit;
     const float2 sum = block_sums(l, unit);
-    switch (entry(w, unit) % 16U) {
+    const std::uint32_t width = next % 16U;
+    next = entry(w, unit + 1);  // after the last one other bytes, not used
+    switch (width) {
       case 0: {
         SchemeSums part = {0.0F, 0.0F, 0.0F, 0.0F};
         add_signs<T>(part, shared_address(record) + 8 * l.lane, x);

@@ -46,6 +46,8 @@ template <class T>
 struct RegionsCodec {
   static constexpr bool kOwnOrder = true;
   static constexpr int kBlocks = 1;
+  static constexpr bool kEven = true;
+  static constexpr bool kShare = scheme_shares(PackedKind::regions, 1);
 
   __device__ static uint2 look(const SchemeArgs<T>&, const SchemeWeight&, int, int) {
     return {0, 0};
@@ -54,13 +56,22 @@ struct RegionsCodec {
                                         int unit, uint2) {
     return {w.records + tile * w.tile_bytes + std::int64_t{unit} * args.fixed, args.fixed};
   }
-  __device__ void begin_tile(const SchemeArgs<T>&, const SchemeWeight&, int, const SchemeLane&) {}
+  int next = 0;  // salient columns of the next block, read one ahead
+
+  __device__ void begin_tile(const SchemeArgs<T>& args, const SchemeWeight& w, int,
+                             const SchemeLane&) {
+    next = count(w, args.units * (static_cast<int>(threadIdx.x) / 32) / scheme_warps);
+  }
+  __device__ static int count(const SchemeWeight& w, int unit) {
+    return __ldg(reinterpret_cast<const int*>(w.table) + unit);
+  }
   __device__ void finish_tile(const SchemeArgs<T>&, float*, const SchemeLane&) {}
 
   __device__ void add(SchemeSums& acc, const SchemeArgs<T>& args, const SchemeWeight& w, int,
                       int unit, const unsigned char* record, const SchemeLane& l) {
     const std::uint32_t x = l.x + 256 * unit;
-    const int salient = __ldg(reinterpret_cast<const int*>(w.table) + unit);
+    const int salient = next;
+    next = count(w, unit + 1);  // after the last one other bytes, not used
     const int row_bytes = args.scale_kind == 0 ? 32 : 16;
     RegionValues<T> values[2];  // rows g and g + 8
     values[0].load(record + 512 + l.g * row_bytes, args.scale_kind);

@@ -1,5 +1,6 @@
 // scheme_product for signs with salient weights between them.
 #include "cuda/scheme_kernel.cuh"
+#include "engine/weight/scheme_layout.h"
 
 namespace engine {
 namespace {
@@ -10,6 +11,7 @@ template <class T, int kRows>
 struct SalientCodec {
   static constexpr bool kOwnOrder = false;
   static constexpr int kBlocks = 2;
+  static constexpr bool kShare = scheme_shares(PackedKind::salient, kRows);
 
   float2 alpha, mu;    // by row: of rows g and g + 8
   float level;         // by row: of row r, what sign - means
@@ -27,6 +29,22 @@ struct SalientCodec {
     return {w.records + std::int64_t{place.x} * 16, static_cast<int>((place.y - place.x) * 16)};
   }
 
+  __device__ void load_levels(const unsigned char* at, int kind, int g) {
+    if (kind == 0) {
+      alpha = *reinterpret_cast<const float2*>(at + 8 * g);
+      mu = *reinterpret_cast<const float2*>(at + 64 + 8 * g);
+      return;
+    }
+    const std::uint32_t a = *reinterpret_cast<const std::uint32_t*>(at + 4 * g);
+    const std::uint32_t m = *reinterpret_cast<const std::uint32_t*>(at + 32 + 4 * g);
+    if (kind == 1) {
+      alpha = __half22float2(*reinterpret_cast<const __half2*>(&a));
+      mu = __half22float2(*reinterpret_cast<const __half2*>(&m));
+    } else {
+      alpha = {__uint_as_float(a << 16), __uint_as_float(a & 0xffff0000U)};
+      mu = {__uint_as_float(m << 16), __uint_as_float(m & 0xffff0000U)};
+    }
+  }
   __device__ static float one(const unsigned char* at, int kind, int place) {
     const float2 pair = load_scale_pair(at, kind, place & ~1);
     return place % 2 == 0 ? pair.x : pair.y;
@@ -49,76 +67,95 @@ struct SalientCodec {
     for (int n = 0; n < kRows; ++n) extra[n] = 0.0F;
   }
 
+  // Adds a lane's entries, `left` of them; load(i): the i-th word of two. The word after the last
+  // turn's is asked for too, not used.
+  template <class Load>
+  __device__ void add_entries(const SchemeArgs<T>& args, int left, std::uint32_t x, Load&& load) {
+    const float none = 8388608.0F + zero;
+    // What entry `half` of a word says the weight is; `x` with its low byte as the entry's.
+    const auto weight = [&](std::uint32_t word, int half) {
+      const std::uint32_t steps = __byte_perm(word, 0x4b000000U, half == 0 ? 0x7441U : 0x7443U);
+      return fmaf(scale, __uint_as_float(steps) - none, -level);  // the difference is exact
+    };
+    const auto column = [&](std::uint32_t word, int half) {
+      return __byte_perm(word, x, half == 0 ? 0x7650U : 0x7652U);
+    };
+    const auto value = [&](std::uint32_t at, int n) {
+      const std::uint32_t bits = shared_2(
+          n == 0 ? at : at + static_cast<std::uint32_t>(min(n, args.rows - 1) * args.x_row_bytes));
+      if constexpr (std::is_same_v<T, __half>) {
+        return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+      } else {
+        return __uint_as_float(bits << 16);
+      }
+    };
+    std::uint32_t one = load(0), two = load(1);
+    int i = 2;
+#pragma unroll 1
+    for (; left >= 4; left -= 4, i += 2) {
+      const std::uint32_t words[2] = {one, two};
+      one = load(i);
+      two = load(i + 1);
+      // All four of a row asked for before the first is used.
+#pragma unroll
+      for (int n = 0; n < kRows; ++n) {
+        float values[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) values[k] = value(column(words[k / 2], k % 2), n);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          extra[n] = fmaf(weight(words[k / 2], k % 2), values[k], extra[n]);
+        }
+      }
+    }
+    const std::uint32_t words[2] = {left > 0 ? one : 0U, left > 2 ? two : 0U};
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      const float w = k < left ? weight(words[k / 2], k % 2) : 0.0F;
+#pragma unroll
+      for (int n = 0; n < kRows; ++n) {
+        extra[n] = fmaf(w, value(column(words[k / 2], k % 2), n), extra[n]);
+      }
+    }
+  }
+
   __device__ void add(SchemeSums& acc, const SchemeArgs<T>& args, const SchemeWeight& w, int tile,
                       int unit, const unsigned char* record, const SchemeLane& l) {
     const int levels_bytes = args.scale_kind == 0 ? 128 : 64;
-    const int place = l.lane / 2 % 8 * 2 + l.lane / 16;
+    const std::uint32_t at = shared_address(record);
+    // Where the lane's entries end, and those of all.
+    const std::uint32_t word = shared_2(at + 512 + 2 * l.lane);
+    const std::uint32_t end = shared_2(at + 512 + 62);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int block = 2 * unit + h;
       SchemeSums part = {0.0F, 0.0F, 0.0F, 0.0F};
-      add_signs<T>(part, shared_address(record) + 256 * h + 8 * l.lane, l.x + 256 * block);
+      add_signs<T>(part, at + 256 * h + 8 * l.lane, l.x + 256 * block);
       if (!args.by_row) {
-        const unsigned char* levels = record + 544 + h * levels_bytes;
-        alpha = load_scale_pair(levels, args.scale_kind, 2 * l.g);
-        mu = load_scale_pair(levels, args.scale_kind, 16 + 2 * l.g);
-        if (h == l.lane % 2) {
-          level = one(levels, args.scale_kind, 16 + place) - one(levels, args.scale_kind, place);
-        }
+        load_levels(record + salient_head + h * levels_bytes, args.scale_kind, l.g);
+        if (l.t % 2 == h) level = l.t < 2 ? mu.x - alpha.x : mu.y - alpha.y;
       }
       add_levels(acc, part, alpha, mu, block_sums(l, block));
     }
-
-    // The entries of all lanes take turns, so that a warp reads neighbours.
-    constexpr unsigned all = 0xffffffffU;
-    constexpr int batch = 4;
-    const int count = record[512 + l.lane];
-    const int longest = static_cast<int>(__reduce_max_sync(all, static_cast<unsigned>(count)));
-    const unsigned below = (1U << l.lane) - 1U;
-    const std::uint32_t near = shared_address(record) + args.fixed;
-    const int near_count = (args.stage_bytes - args.fixed) / 2;
-    // Those beyond the stage are read where they lie.
-    const auto far = reinterpret_cast<const std::uint16_t*>(
-        w.records +
-        std::int64_t{__ldg(reinterpret_cast<const unsigned*>(w.table) + tile * args.units + unit)} *
-            16 +
-        args.fixed);
-    const std::uint32_t x = l.x - 16 * l.t -
-                            static_cast<std::uint32_t>(min(l.g, args.rows - 1) * args.x_row_bytes) +
-                            256 * (2 * unit + l.lane % 2);
-    int done = 0;  // entries before this turn's
-#pragma unroll 1
-    for (int i = 0; i < longest; i += batch) {
-      std::uint32_t entry[batch];
-#pragma unroll
-      for (int k = 0; k < batch; ++k) {
-        const bool on = i + k < count;
-        const unsigned lanes = __ballot_sync(all, on);
-        const int at = done + __popc(lanes & below);
-        done += __popc(lanes);
-        entry[k] = 0;
-        if (on) entry[k] = at < near_count ? shared_2(near + 2 * at) : __ldg(far + at);
-      }
-#pragma unroll
-      for (int k = 0; k < batch; ++k) {
-        if (i + k >= count) continue;
-        const float steps =
-            __uint_as_float(0x4b000000U | entry[k] >> 8) - (8388608.0F + zero);  // exact
-        const float v = fmaf(scale, steps, -level);
-        const std::uint32_t column = x + 2 * (entry[k] & 0xffU);
-#pragma unroll
-        for (int n = 0; n < kRows; ++n) {
-          const std::uint32_t bits = shared_2(
-              column + static_cast<std::uint32_t>(min(n, args.rows - 1) * args.x_row_bytes));
-          float value;
-          if constexpr (std::is_same_v<T, __half>) {
-            value = __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-          } else {
-            value = __uint_as_float(bits << 16);
-          }
-          extra[n] = fmaf(v, value, extra[n]);
-        }
-      }
+    if (!args.by_row) {
+      // Lane 4 g + t has it for row g or g + 8 (t / 2) and block t % 2.
+      const int row = l.lane / 2;
+      level = __shfl_sync(0xffffffffU, level, row % 8 * 4 + row / 8 * 2 + l.lane % 2);
+    }
+    std::uint32_t first = __shfl_up_sync(0xffffffffU, word, 1) / 2;
+    if (l.lane == 0) first = 0;
+    const int left = static_cast<int>(word / 2 * 2 - word % 2 - 2 * first);
+    const std::uint32_t x = l.base + 256 * (2 * unit + l.lane % 2);  // of row 0
+    if (args.fixed + static_cast<int>(end / 2 * 4) <= args.stage_bytes) {
+      const std::uint32_t from = at + args.fixed + 4 * first;
+      add_entries(args, left, x, [&](int i) { return shared_4(from + 4 * i); });
+    } else {  // where they lie
+      const unsigned place =
+          __ldg(reinterpret_cast<const unsigned*>(w.table) + tile * args.units + unit);
+      const auto* from =
+          reinterpret_cast<const unsigned*>(w.records + std::int64_t{place} * 16 + args.fixed) +
+          first;
+      add_entries(args, left, x, [&](int i) { return 2 * i < left ? __ldg(from + i) : 0U; });
     }
   }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/chain.h"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/slim.cuh"
@@ -292,6 +293,7 @@ void CudaOps::slim_decode(const SlimDecode& p) {
     launch("slim_decode", decode_kernel<T>, grid, dim3(threads), 0, stream_, coded, p.group,
            static_cast<T*>(p.out.data), p.out.stride, rows, d);
   });
+  seal(stream_);
 }
 
 }  // namespace engine

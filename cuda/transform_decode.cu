@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cuda/any_float.cuh"
+#include "cuda/chain.h"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/transform.h"
@@ -241,6 +242,7 @@ void CudaOps::place_columns(View x, View perm, View diagonal, View out) {
          x.as<float>(), x.stride, perm.empty() ? nullptr : perm.as<std::int32_t>(),
          diagonal.empty() ? nullptr : diagonal.as<float>(), out.data, out.dtype, out.stride, x.rows,
          x.cols);
+  seal(stream_);
 }
 
 }  // namespace engine

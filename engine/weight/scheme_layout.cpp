@@ -71,8 +71,7 @@ SchemePlaces scheme_places(const PackedShape& s) {
     const std::int64_t records = s.row_tiles() * p.units;
     // Wherever the entries are: each lane may have one too many, and those of each record end at a
     // multiple of 16 bytes.
-    p.total =
-        p.records + records * p.fixed + align_up(2 * s.salient + (2 * 32 + 14) * records, 16);
+    p.total = p.records + records * p.fixed + align_up(2 * s.salient + (2 * 32 + 14) * records, 16);
     return p;
   }
   p.units = s.col_blocks();

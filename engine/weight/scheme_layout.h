@@ -26,7 +26,8 @@
 //          negated coordinate, the last bit of all nibbles for -1/4; then a coordinate is
 //          (nibble - 7.5) / 2), e8_byte's points (nibble = 2 v + 8). Records: lane 4 g + t has the
 //          codes of columns 32 u + 8 t + 0..7 as words u, row g in the low half, row g + 8 in the
-//          high half (512 bytes); then those of a second e8p, or the bytes of e8_byte, by u and row.
+//          high half (512 bytes); then those of a second e8p, or the bytes of e8_byte, by u and
+//          row.
 #pragma once
 
 #include <cstdint>
@@ -58,6 +59,8 @@ struct SchemePlaces {
 [[nodiscard]] SchemePlaces scheme_places(const PackedShape& shape);
 // mixed: bytes of a record; width 0..8.
 [[nodiscard]] std::int64_t mixed_record_bytes(const PackedShape& shape, int width);
+// salient: bytes of a record's signs and ends.
+inline constexpr std::int64_t salient_head = 512 + 2 * 32;
 // regions: the place in a block of the column of rank 0..127: ranks fill one tensor core product
 // (16 columns) after the other.
 [[nodiscard]] constexpr int region_place(int rank) {

@@ -89,7 +89,6 @@ void build_mixed(const LinearWeight& w, const PackedShape& s, std::int64_t first
                  std::byte* to);
 void decode_mixed(const PackedWeight& w, std::int64_t tile, float* out, std::int64_t stride);
 
-inline constexpr std::int64_t salient_head = 512 + 2 * 32;  // bytes of signs and ends
 [[nodiscard]] std::optional<PackedShape> match_salient(const LinearWeight& w, PackedShape s);
 void prepare_salient(const LinearWeight& w, const PackedShape& s, std::byte* to);
 void build_salient(const LinearWeight& w, const PackedShape& s, std::int64_t first,

@@ -186,8 +186,9 @@ void decode_salient(const PackedWeight& w, std::int64_t tile, float* out, std::i
       const std::int64_t block = 2 * pair + h;
       if (block >= s.col_blocks()) break;
       unpack_record_codes(1, record + 256 * h, codes);
-      const std::byte* levels =
-          s.group == 0 ? zeros + record_rows : record + salient_head + h * 2 * record_rows * element(s);
+      const std::byte* levels = s.group == 0
+                                    ? zeros + record_rows
+                                    : record + salient_head + h * 2 * record_rows * element(s);
       for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
         const float alpha = read_coefficient(s.scale_dtype, levels, row_place(r));
         const float mu = read_coefficient(s.scale_dtype, levels, record_rows + row_place(r));

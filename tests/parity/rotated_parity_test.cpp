@@ -187,6 +187,8 @@ std::vector<ProductCase> product_cases() {
     add({.bits = bits}, 14336, 64, 3);
   }
   add({.method = RotatedMethod::quipsharp}, 64, 11008, 2);
+  add({.method = RotatedMethod::quipsharp}, 64, 28672, 3);
+  add({.method = RotatedMethod::quipsharp}, 16, 40960, 1);
   add({.shared = true}, 64, 11008, 2);
   return cases;
 }
@@ -304,11 +306,12 @@ TEST(RotatedLinears, TogetherAreWhatEachIsAlone) {
         return RotatedOperand(
             rotated_weight(rows, 1024, {.method = method, .bits = 2, .seed = seed}));
       };
-      const RotatedOperand q = make(256, 1), k = make(64, 2), v = make(80, 3);
+      const std::int64_t v_rows = m == 5 ? 640 : 80;  // 20 x 32 and 20 x 4
+      const RotatedOperand q = make(256, 1), k = make(64, 2), v = make(v_rows, 3);
       const Operand x = Operand(Role::input, DType::bf16, m, 1024).bell(7);
       const Operand out_q(Role::output, DType::bf16, m, 256);
       const Operand out_k(Role::output, DType::bf16, m, 64),
-          out_v(Role::output, DType::bf16, m, 80);
+          out_v(Role::output, DType::bf16, m, v_rows);
       const Outcome o = run_both(
           {&x, &out_q, &out_k, &out_v, &q.records, &k.records, &v.records},
           [&](Ops& ops, const std::vector<View>& views) {
