@@ -76,10 +76,12 @@ void hadamard_rows(const View& x, const TransformView& q, bool inverse, const Vi
   const bool small = q.order <= 36;
   const std::size_t shared =
       small ? row + (q.order > 1 ? elements * sizeof(float) : 0) : 2 * row + elements;
-  REQUIRE(shared <= shared_limit, "transform_rows: a Hadamard transform of size " +
-                                      std::to_string(q.d) + " takes " + std::to_string(shared) +
-                                      " bytes of shared memory, this device has " +
-                                      std::to_string(shared_limit));
+  if (shared > shared_limit) {
+    throw Error(ErrorCode::device, "transform_rows: a Hadamard transform of size " +
+                                       std::to_string(q.d) + " takes " + std::to_string(shared) +
+                                       " bytes of shared memory, this device has " +
+                                       std::to_string(shared_limit) + ": use --device cpu");
+  }
   const auto threads = static_cast<unsigned>(
       std::clamp<std::int64_t>(ceil_div(ceil_div(q.d, 8), warp) * warp, 64, 512));
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(q.d)));

@@ -232,8 +232,7 @@ __global__ void __launch_bounds__(threads)
       }
       float v = 0.0F;
       if ((flags >> e & 1U) != 0) {
-        const auto code =
-            static_cast<std::int32_t>(read_bits(p.high, rank * p.high_bits, p.high_bits));
+        const std::int64_t code = read_bits(p.high, rank * p.high_bits, p.high_bits);
         ++rank;
         v = __fmul_rn(high_scale, static_cast<float>(code - high_zero));
       } else {

@@ -121,7 +121,7 @@ bool install_mixed(const LinearWeight& w, const std::string& name, Loader& loade
   std::vector<std::uint8_t> bits;
   for (const Place& p : *places) bits.push_back(static_cast<std::uint8_t>(p.term->bits));
   const auto n = static_cast<std::size_t>(w.rows * groups);
-  std::vector<float> scales(n), means(n, 0.0F);
+  std::vector<float> scales(n), means(n, -0.0F);  // an absent mu changes no sign of zero
   std::vector<std::int32_t> zeros(n, 0);
   for (std::size_t i = 0; i < n; ++i) {
     const std::int64_t row = static_cast<std::int64_t>(i) / groups;

@@ -51,8 +51,7 @@ void decode_row(const PbllmDecode& p, std::int64_t row, std::int64_t rank, T* ou
     for (std::int64_t j = unit * group; j < (unit + 1) * group; ++j) {
       float value = 0.0F;
       if ((bitmap[j / 8] >> (j % 8) & 1) != 0) {
-        const auto code =
-            static_cast<std::int32_t>(read_bits(high, rank++ * p.high_bits, p.high_bits));
+        const std::int64_t code = read_bits(high, rank++ * p.high_bits, p.high_bits);
         value = high_scale * static_cast<float>(code - high_zero);
       } else {
         value = read_bits(signs, low++, 1) != 0 ? scales[unit] : -scales[unit];

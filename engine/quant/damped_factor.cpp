@@ -42,12 +42,19 @@ std::string damped_outcome(double share, int tries) {
   return text;
 }
 
+namespace {
+double asked_share(const DampOptions& o) { return o.asked > 0 ? o.asked : o.share; }
+}  // namespace
+
 Error damping_failed(const GroupPass& pass, const DampOptions& o) {
+  char share[32];
+  std::snprintf(share, sizeof share, "%g", asked_share(o));
+  const std::string option = o.option;
   return Error(ErrorCode::numeric,
                "layers." + std::to_string(pass.layer) + " " + tap_name(pass.tap) +
                    ": the damped Hessian is not positive definite after " +
-                   std::to_string(o.tries) + " tries from --damp " + std::to_string(o.share) +
-                   " (raise --damp or --damp-tries, or give more calibration data)");
+                   std::to_string(o.tries) + " tries from " + option + " " + share + " (raise " +
+                   option + " or --damp-tries, or give more calibration data)");
 }
 
 DampedFactor factor_hessian(GroupPass& pass, const DampOptions& o) {
@@ -60,8 +67,8 @@ DampedFactor factor_hessian(GroupPass& pass, const DampOptions& o) {
                                          pass.ops.factor_workspace_bytes(d, o.factor));
   const View added = pass.arena.make(MemTag::solver, DType::f64, 1, 1);
   if (pass.dry()) return out;
-  double share = o.share;
-  for (int attempt = 1; attempt <= o.tries; ++attempt, share *= 10) {
+  double share = o.share, asked = asked_share(o);
+  for (int attempt = 1; attempt <= o.tries; ++attempt, share *= 10, asked *= 10) {
     pass.ops.damp_hessian(pass.hessian, View{}, 2.0 / static_cast<double>(pass.sequences), share,
                           out.r, out.dead, added);
     if (!pass.ops.factor_upper(out.r, workspace)) continue;
@@ -69,7 +76,7 @@ DampedFactor factor_hessian(GroupPass& pass, const DampOptions& o) {
     std::vector<std::uint8_t> dead(static_cast<std::size_t>(d));
     pass.ops.download(out.dead, host_view(dead.data(), 1, d));
     out.dead_columns = std::count(dead.begin(), dead.end(), std::uint8_t{1});
-    if (attempt > 1) out.outcome = damped_outcome(share, attempt);
+    if (attempt > 1) out.outcome = damped_outcome(asked, attempt);
     return out;
   }
   throw damping_failed(pass, o);

@@ -13,6 +13,9 @@ struct DampOptions {
   double share = 0.01;  // added to the diagonal, of its mean
   int tries = 1;        // factorisations, each with ten times the damping
   DType factor = DType::f64;
+  // What outcomes and errors name: the option, and its value where `share` was made from it.
+  const char* option = "--damp";
+  double asked = 0;  // 0: share
 };
 
 // --damp --damp-tries --factor

@@ -72,8 +72,8 @@ inline constexpr std::int64_t salient_head = 512 + 2 * 32;
 // been validated, and its coefficients are finite.
 void prepare_scheme(const LinearWeight& weight, const PackedShape& shape, const std::string& name,
                     std::byte* to);
-// Writes the records and coefficients of row tiles [first, last), after prepare_scheme; calls for
-// different tiles may run side by side.
+// Writes the records and coefficients of row tiles [first, last), after prepare_scheme, once for
+// each; calls for different tiles may run side by side.
 void build_scheme(const LinearWeight& weight, const PackedShape& shape, std::int64_t first,
                   std::int64_t last, std::byte* to);
 

@@ -78,14 +78,17 @@ std::int64_t block_count(const Plane& bitmap, std::int64_t r, std::int64_t block
 void prepare_salient(const LinearWeight& w, const PackedShape& s, std::byte* to) {
   const SchemePlaces places = scheme_places(s);
   const Plane& bitmap = w.plane(w.terms[0].support.bitmap_plane);
-  std::int64_t at = 0, index = 0;
+  std::int64_t at = 0, index = 0, high = 0;
   for (std::int64_t tile = 0; tile < s.row_tiles(); ++tile) {
+    write_at(to + tile * places.row_units, high);  // for build_salient, which writes over it
     for (std::int64_t pair = 0; pair < places.units; ++pair) {
       write_at(to + places.table + 4 * index++, static_cast<std::uint32_t>(at / 16));
       std::int64_t n = 0;  // pairs of entries
       for (std::int64_t r = 0; r < tile_rows(s, tile); ++r) {
         for (std::int64_t h = 0; h < 2; ++h) {
-          n += (block_count(bitmap, tile * record_rows + r, 2 * pair + h) + 1) / 2;
+          const std::int64_t count = block_count(bitmap, tile * record_rows + r, 2 * pair + h);
+          n += (count + 1) / 2;
+          high += count;
         }
       }
       at += places.fixed + align_up(4 * n, 16);
@@ -103,12 +106,8 @@ void build_salient(const LinearWeight& w, const PackedShape& s, std::int64_t fir
   const Plane& bitmap = w.plane(w.terms[0].support.bitmap_plane);
   const Plane& signs = w.plane(w.terms[0].codes_plane);
   const Plane& bytes = w.plane(w.terms[1].codes_plane);
-  std::int64_t high = 0;  // salient weights before the row's next one
-  for (std::int64_t row = 0; row < first * record_rows; ++row) {
-    for (std::int64_t block = 0; block < s.col_blocks(); ++block) {
-      high += block_count(bitmap, row, block);
-    }
-  }
+  // Salient weights before the row's next one.
+  auto high = read_at<std::int64_t>(to + first * places.row_units);
   const auto pairs = static_cast<std::size_t>(places.units);
   std::vector<RecordCodes> codes(2 * pairs);
   std::vector<std::array<std::vector<std::uint16_t>, 32>> lists(pairs);

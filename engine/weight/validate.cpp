@@ -292,6 +292,7 @@ class Checker {
     } else {
       const Plane& p = expect_element(where, t.codes_plane, element, t.bits);
       if (p.rows != 1) fail(where, "1 row of the supported weights", plane_text(p));
+      range(where + " codes", p.cols, 1, w_.rows * w_.cols);
     }
   }
 

@@ -296,9 +296,9 @@ TEST(GptqDamping, RankDeficientHessian) {
   write_tiny_checkpoint(dir.path() / "m", options);
   const auto source = open_checkpoint(dir.path() / "m");
   const TokenWindows tokens{synthetic_tokens(16, options.config.vocab, 5), 1, 16};
-  const auto run = [&](const std::string& damping) {
+  const auto run = [&](const std::string& damping, const std::string& method = "gptq") {
     run_quantize(*source,
-                 {.method = "gptq", .options = "--factor f32 " + damping, .calibration = tokens},
+                 {.method = method, .options = "--factor f32 " + damping, .calibration = tokens},
                  dir.path() / "a.qw");
     return PackedFileView(dir.path() / "a.qw").entry("layers.0.mlp.down_proj");
   };
@@ -309,6 +309,14 @@ TEST(GptqDamping, RankDeficientHessian) {
   EXPECT_FALSE(std::filesystem::exists(dir.path() / "a.qw.partial"));
   const Json raised = run("--damp 1e-12 --damp-tries 10");
   EXPECT_TRUE(raised["outcome"].get<std::string>().starts_with("damped(")) << raised["outcome"];
+  // Other methods name their own option, with the value that was given.
+  testing::expect_contains(testing::error_of([&] { run("--sigma-reg 1e-12", "quipsharp"); }),
+                           "from --sigma-reg 1e-12 (raise --sigma-reg or");
+  const std::string slim = "--bits 3 --group 8 --search-damp 1e-12 --damp 1e-12";
+  testing::expect_contains(testing::error_of([&] { run(slim, "slimllm"); }),
+                           "from --search-damp 1e-12 (raise --search-damp or");
+  const std::string outcome = run(slim + " --damp-tries 10", "slimllm")["outcome"];
+  EXPECT_TRUE(outcome.starts_with("damped(1e-")) << outcome;
 }
 
 }  // namespace

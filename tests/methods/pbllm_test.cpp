@@ -448,7 +448,8 @@ TEST_F(PbllmModelTest, ImpossibleOptionsAreErrors) {
   for (const char* options :
        {"--bits 1", "--bits 8.5", "--bits 0.9", "--bits nan", "--salient 0", "--salient 1.01",
         "--salient=-0.5", "--high-bits 1", "--high-bits 9", "--bits 4 --high-bits 3", "--group 100",
-        "--group=-1", "--block 0", "--block 129", "--damp 0"}) {
+        "--group=-1", "--block 0", "--block 129", "--damp 0", "--salient 1e-17",
+        "--bits 1.0000000000000002"}) {
     EXPECT_THROW(static_cast<void>(method_with("pbllm", options, source_->config())), Error)
         << options;
   }

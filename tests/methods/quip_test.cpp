@@ -407,6 +407,9 @@ TEST_F(QuipModelTest, FileDecodesAndTakesTheBitsItSays) {
       bytes += c.rows ? shape.rows * 5 : 4;
       EXPECT_EQ(view.entry(name)["bytes_stored"].get<std::int64_t>(), bytes);
       EXPECT_EQ(view.entry(name)["bits_nominal"].get<double>(), c.bits);
+      const bool passes = std::string(c.options).find("--passes") != std::string::npos;
+      EXPECT_EQ(view.entry(name).contains("sweep_loss"), passes);
+      EXPECT_EQ(view.entry(name).contains("loss"), !passes);
     }
   }
 }

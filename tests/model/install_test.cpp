@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "engine/model/install_mixed.h"
@@ -20,8 +21,9 @@ namespace engine::test {
 namespace {
 
 // Signs off a bitmap and 5-bit codes on it, both compact; a permutation if `permuted`, else means
-// and scales in groups of 32 and zeros.
-OwnedLinear two_terms(std::int64_t rows, std::int64_t cols, bool permuted = true) {
+// and scales in groups of 32 and zeros; with `far_zeros` those are the ends of i32.
+OwnedLinear two_terms(std::int64_t rows, std::int64_t cols, bool permuted = true,
+                      bool far_zeros = false) {
   OwnedLinear w;
   w.weight.rows = rows;
   w.weight.cols = cols;
@@ -63,7 +65,14 @@ OwnedLinear two_terms(std::int64_t rows, std::int64_t cols, bool permuted = true
   if (!permuted) {
     std::vector<std::int32_t> zeros(index(rows));
     for (std::size_t i = 0; i < zeros.size(); ++i) zeros[i] = static_cast<std::int32_t>(i % 32);
-    affine.grid.zero_plane = w.add(pack_zeros(host_view(zeros.data(), rows, 1), 5));
+    if (far_zeros) {
+      using Ends = std::numeric_limits<std::int32_t>;
+      for (std::size_t i = 0; i < zeros.size(); ++i)
+        zeros[i] = i % 2 == 0 ? Ends::min() : Ends::max();
+    }
+    const View values = host_view(zeros.data(), rows, 1);
+    affine.grid.zero_plane =
+        w.add(far_zeros ? zeros_plane(values, DType::i32) : pack_zeros(values, 5));
   }
   w.weight.terms = {sign, affine};
   if (!permuted) return w;
@@ -106,9 +115,9 @@ TEST(Install, AnyWeightInSlicesWithoutDeviceScratch) {
 
 // PB-LLM's two terms take memory on the device, as planned, and give what the reference codec
 // reads.
-TEST(Install, SignsAndSalientCodesOnTheDevice) {
+void signs_and_salient_codes(bool far_zeros) {
   const std::int64_t rows = 131, cols = 96;
-  const OwnedLinear w = two_terms(rows, cols, false);
+  const OwnedLinear w = two_terms(rows, cols, false, far_zeros);
   ASSERT_TRUE(match_pbllm(w.weight));
   ASSERT_FALSE(match_pbllm(two_terms(rows, cols).weight)) << "no permutations";
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
@@ -135,10 +144,14 @@ TEST(Install, SignsAndSalientCodesOnTheDevice) {
   }
 }
 
+TEST(Install, SignsAndSalientCodesOnTheDevice) { signs_and_salient_codes(false); }
+
+TEST(Install, SalientCodesWithZerosAtTheEndsOfInt32) { signs_and_salient_codes(true); }
+
 // Five groups of 32 columns: the first and third of 2 bits, the second and last of 3, the fourth of
 // signs. With `whole` false one column of the second group has changed places with one of the
-// first.
-OwnedLinear mixed_widths(std::int64_t rows, bool whole) {
+// first. Without `mu` the signs have scales of 0.
+OwnedLinear mixed_widths(std::int64_t rows, bool whole, bool mu) {
   constexpr std::int64_t size = 32, groups = 5, cols = groups * size;
   OwnedLinear w;
   w.weight.rows = rows;
@@ -176,11 +189,15 @@ OwnedLinear mixed_widths(std::int64_t rows, bool whole) {
     term.support.columns_plane = w.add(indices_plane(columns, "columns"));
     term.support.compact = true;
     term.codes_plane = w.add(pack_codes_plane(host_view(codes.data(), rows, n), bits));
-    term.grid.scale_plane = bits == 1 ? floats(6, 1, "scales1") : scales;
+    const std::vector<float> none(index(rows), 0.0F);
+    term.grid.scale_plane =
+        bits > 1 ? scales
+        : mu     ? floats(6, 1, "scales1")
+                 : w.add(floats_plane(host_view(none.data(), rows, 1), DType::f32, "scales1"));
     if (bits == 1) {
       const std::vector<std::int32_t> ranks(index(cols), 0);
       term.grid.column_group_plane = w.add(indices_plane(ranks, "column_groups"));
-      term.mu_plane = floats(7, 1, "mu");
+      if (mu) term.mu_plane = floats(7, 1, "mu");
     } else {
       term.grid.zero_plane = zero_plane;
     }
@@ -193,8 +210,9 @@ OwnedLinear mixed_widths(std::int64_t rows, bool whole) {
 // codec reads.
 TEST(Install, GroupsOfMixedWidths) {
   const std::int64_t rows = 67, cols = 160;
-  for (const bool whole : {true, false}) {
-    const OwnedLinear w = mixed_widths(rows, whole);
+  for (const auto& [whole, mu] :
+       {std::pair(true, true), std::pair(true, false), std::pair(false, true)}) {
+    const OwnedLinear w = mixed_widths(rows, whole, mu);
     ASSERT_TRUE(is_mixed(w.weight));
     validate(w.weight, "memory", "linear");
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {

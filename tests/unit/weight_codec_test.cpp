@@ -472,6 +472,8 @@ TEST(Validate, RefusesMalformedSupports) {
        [](auto& w) { w.weight.planes[0].rows = 1; }},
       {"codes in two rows", "terms[0].codes: expected 1 row",
        [](auto& w) { w.weight.planes[1].rows = 2; }},
+      {"more codes than weights", "terms[0].codes codes: expected 1 to 6, found 7",
+       [](auto& w) { w.weight.planes[1].cols = 7; }},
   };
   for (const Malformed& bad : bitmaps) expect_refused(bitmap_partition(true), bad);
 }

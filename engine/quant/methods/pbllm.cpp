@@ -75,12 +75,14 @@ class Pbllm final : public Method {
       throw Error(ErrorCode::usage,
                   "--high-bits: expected 2 to 8, found " + std::to_string(high_.bits));
     }
+    // A share that rounds to none would leave no weight salient.
+    const bool some = 1.0 - salient_share() < 1.0;
     if (salient_) {
-      if (!(*salient_ > 0 && *salient_ <= 1)) {
+      if (!(some && *salient_ > 0 && *salient_ <= 1)) {
         throw Error(ErrorCode::usage, "--salient: expected a share above 0 and at most 1, found " +
                                           std::to_string(*salient_));
       }
-    } else if (!(bits_ > 1 && bits_ <= high_.bits)) {
+    } else if (!(some && bits_ > 1 && bits_ <= high_.bits)) {
       throw Error(ErrorCode::usage, "--bits: expected above 1 and at most --high-bits " +
                                         std::to_string(high_.bits) + ", found " +
                                         std::to_string(bits_));

@@ -263,7 +263,8 @@ SiteResult Quip::quantize(GroupPass& pass, const SiteTask& task, const Moments& 
                                       .midrise = !o_.per_row});
   add_basis(pass, work, r);
   r.outcome = work.outcome;
-  r.details["loss"] = std::accumulate(loss.begin(), loss.end(), 0.0);
+  // Greedy passes lower it further.
+  r.details[o_.passes > 0 ? "sweep_loss" : "loss"] = std::accumulate(loss.begin(), loss.end(), 0.0);
   r.details["damping"] = work.damping;
   if (o_.passes > 0) r.details["passes"] = passes;
   return r;

@@ -86,7 +86,7 @@ class QuipSharp final : public Method {
   int tuning_ = 10;
   std::uint64_t seed_ = 0;
   CalibrationStream stream_ = CalibrationStream::original;
-  DampOptions damp_;
+  DampOptions damp_{.option = "--sigma-reg"};
 };
 
 void QuipSharp::declare_options(CLI::App& app) {

@@ -246,6 +246,12 @@ SlimLlm::Factored SlimLlm::factor(GroupPass& pass, double absolute, double share
       mean += (v == 0.0F ? 1.0 : scale * static_cast<double>(v)) / static_cast<double>(d);
     }
     damp.share = (absolute + share * (mean + absolute)) / mean;
+    if (share > 0) {
+      damp.asked = share;
+    } else {
+      damp.option = "--search-damp";
+      damp.asked = absolute;
+    }
   }
   f.h = factor_hessian(pass, damp);
   const bool inverse = o_.salience == Salience::inverse;
