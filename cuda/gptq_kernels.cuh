@@ -61,8 +61,9 @@ struct BlockSweep {
 // wait for each other and there is no barrier in the loop; the four rows of a warp hide each
 // other's two divisions. U is zero left of its diagonal, hence a finished column, which holds w^,
 // is not changed by later updates. About 2 * rows * n^2 flops and n dependent steps.
+// Two blocks to a multiprocessor: asked for three, sm_80 spills.
 template <bool kDynamic, bool kHalf>
-__global__ void __launch_bounds__(sweep_threads) sweep_kernel(const BlockSweep p) {
+__global__ void __launch_bounds__(sweep_threads, 2) sweep_kernel(const BlockSweep p) {
   extern __shared__ float inverse[];  // [n, 128]
   __shared__ int unit_of[max_block];
   const int thread = static_cast<int>(threadIdx.x);
