@@ -75,7 +75,7 @@ QuantOutcome run_quantize(WeightSource& source, const QuantRun& run, Method& met
   return outcome;
 }
 
-double perplexity_of(WeightSource& source, const TokenWindows& tokens, DType dtype) {
+double perplexity_of(WeightSource& source, const TokenWindows& tokens, DType dtype, Exec exec) {
   Ledger ledger;
   const auto ops = make_cpu_ops(ledger, 2);
   PplJob job;
@@ -84,8 +84,20 @@ double perplexity_of(WeightSource& source, const TokenWindows& tokens, DType dty
   job.ledger = &ledger;
   job.dtype = dtype;
   job.texts = {tokens};
+  job.exec = exec;
   Report report("test");
   return perplexity(job, report).front().perplexity;
+}
+
+std::vector<std::int32_t> tokens_of(WeightSource& source, Exec exec) {
+  Ledger ledger;
+  const auto ops = make_cpu_ops(ledger, 2);
+  Decoder decoder(source, *ops, ledger,
+                  {.dtype = DType::f32, .capacity = 24, .exec = exec, .max_steps = 9});
+  decoder.prefill(std::vector<std::int32_t>{5, 6, 7, 8});
+  decoder.sample();
+  decoder.run_steps(8);
+  return decoder.tokens(0, decoder.sampled());
 }
 
 std::vector<float> load_weight(WeightSource& source, std::int64_t layer, Site site) {

@@ -48,7 +48,11 @@ QuantOutcome run_quantize(WeightSource& source, const QuantRun& run,
 QuantOutcome run_quantize(WeightSource& source, const QuantRun& run, Method& method,
                           const std::filesystem::path& out);
 
-double perplexity_of(WeightSource& source, const TokenWindows& tokens, DType dtype = DType::f32);
+double perplexity_of(WeightSource& source, const TokenWindows& tokens, DType dtype = DType::f32,
+                     Exec exec = Exec::decoded);
+
+// Nine greedy tokens after a prompt of four, in f32.
+std::vector<std::int32_t> tokens_of(WeightSource& source, Exec exec);
 
 // A linear of a source as f32 [rows, cols], through the path that every run uses.
 std::vector<float> load_weight(WeightSource& source, std::int64_t layer, Site site);
