@@ -4,11 +4,9 @@
 //   q = Q(w_j);  err = (w_j - q) / U_jj;  w_k -= err U_jk for k >= j
 // The linears of one tap share H, so their rows go through one solve.
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
 #include <numeric>
 
-#include "engine/core/args.h"
+#include "engine/quant/damped_factor.h"
 #include "engine/quant/encode.h"
 #include "engine/quant/grid_options.h"
 #include "engine/quant/method.h"
@@ -21,10 +19,8 @@ struct Options {
   bool act_order = false;
   bool static_groups = false;
   bool true_sequential = false;
-  double damp = 0.01;
-  int damp_tries = 1;
+  DampOptions damp;
   std::int64_t block = 128;
-  DType factor = DType::f64;
 };
 
 // Which columns are dead and the solving order, from H's diagonal.
@@ -74,28 +70,14 @@ class Gptq final : public Method {
     app.add_flag("--true-sequential", o_.true_sequential,
                  "One pass per stage (qkv, o, gate/up, down), each seeing the stages before it "
                  "quantized");
-    app.add_option("--damp", o_.damp, "Added to H's diagonal, as a share of its mean")
-        ->capture_default_str();
-    app.add_option(
-           "--damp-tries", o_.damp_tries,
-           "Factorisations to try, each with ten times the damping; 1: a failure is an error")
-        ->capture_default_str();
+    declare_damp_options(app, o_.damp);
     app.add_option("--block", o_.block, "Columns per block, at most 128; min(block, group) is used")
         ->capture_default_str();
-    add_choice<DType>(app, "--factor", o_.factor, {{"f64", DType::f64}, {"f32", DType::f32}},
-                      "Precision of the Cholesky factor");
   }
 
   void check(const ModelConfig& config) const override {
     check_grid_options(o_.spec, config);
-    if (!(o_.damp > 0) || !std::isfinite(o_.damp)) {
-      throw Error(ErrorCode::usage,
-                  "--damp: expected a positive number, found " + std::to_string(o_.damp));
-    }
-    if (o_.damp_tries < 1 || o_.damp_tries > 10) {
-      throw Error(ErrorCode::usage,
-                  "--damp-tries: expected 1 to 10, found " + std::to_string(o_.damp_tries));
-    }
+    check_damp_options(o_.damp);
     if (o_.block < 1 || o_.block > 128) {
       throw Error(ErrorCode::usage,
                   "--block: expected 1 to 128, found " + std::to_string(o_.block));
@@ -116,10 +98,8 @@ class Gptq final : public Method {
     j["act_order"] = o_.act_order;
     j["static_groups"] = o_.static_groups;
     j["true_sequential"] = o_.true_sequential;
-    j["damp"] = o_.damp;
-    j["damp_tries"] = o_.damp_tries;
+    damp_options(o_.damp, j);
     j["block"] = block();
-    j["factor"] = dtype_name(o_.factor);
     return j;
   }
 
@@ -145,25 +125,18 @@ std::string Gptq::factor(GroupPass& pass, const View& permutation, const View& d
   const Arena::Scope scope(pass.arena);
   const std::int64_t d = r.cols;
   const View workspace = pass.arena.make(MemTag::workspace, DType::u8, 1,
-                                         pass.ops.factor_workspace_bytes(d, o_.factor));
+                                         pass.ops.factor_workspace_bytes(d, o_.damp.factor));
   const View added = pass.arena.make(MemTag::solver, DType::f64, 1, 1);
   if (pass.dry()) return "ok";
-  double share = o_.damp;
-  for (int attempt = 1; attempt <= o_.damp_tries; ++attempt, share *= 10) {
+  double share = o_.damp.share;
+  for (int attempt = 1; attempt <= o_.damp.tries; ++attempt, share *= 10) {
     pass.ops.damp_hessian(pass.hessian, permutation, 2.0 / static_cast<double>(pass.sequences),
                           share, r, dead, added);
     if (!pass.ops.factor_upper(r, workspace)) continue;
     pass.ops.download(added, host_view(&damping, 1, 1));
-    if (attempt == 1) return "ok";
-    char text[64];
-    std::snprintf(text, sizeof text, "damped(%g, %d tries)", share, attempt);
-    return text;
+    return attempt == 1 ? "ok" : damped_outcome(share, attempt);
   }
-  throw Error(ErrorCode::numeric,
-              "layers." + std::to_string(pass.layer) + " " + tap_name(pass.tap) +
-                  ": the damped Hessian is not positive definite after " +
-                  std::to_string(o_.damp_tries) + " tries from --damp " + std::to_string(o_.damp) +
-                  " (raise --damp or --damp-tries, or give more calibration data)");
+  throw damping_failed(pass, o_.damp);
 }
 
 std::vector<SiteResult> Gptq::quantize_group(GroupPass& pass) {
@@ -181,7 +154,7 @@ std::vector<SiteResult> Gptq::quantize_group(GroupPass& pass) {
   p.grid = spec;
   p.block = block();
   p.grids_given = spec.group == 0 || o_.static_groups;
-  p.r = make(o_.factor, d, d);
+  p.r = make(o_.damp.factor, d, d);
   const View diagonal = make(DType::f32, 1, d);
   const View dead = make(DType::u8, 1, d);          // in solving order
   const View dead_natural = make(DType::u8, 1, d);  // in the weight's own order
@@ -205,7 +178,7 @@ std::vector<SiteResult> Gptq::quantize_group(GroupPass& pass) {
   p.loss = make(DType::f64, rows, 1);
   const View plain_codes = plain_layout ? make(DType::u8, rows, d) : View{};
   p.workspace = pass.arena.make(MemTag::workspace, DType::u8, 1,
-                                ops.gptq_workspace_bytes(rows, d, p.block, o_.factor));
+                                ops.gptq_workspace_bytes(rows, d, p.block, o_.damp.factor));
   std::vector<double> loss(static_cast<std::size_t>(rows));
   if (!pass.dry()) {
     std::int64_t at = 0;
