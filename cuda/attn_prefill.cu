@@ -2,18 +2,15 @@
 #include <cmath>
 
 #include "cuda/attn.h"
-#include "cuda/attn_mma.cuh"
+#include "cuda/attn_tile.cuh"
 #include "cuda/check.h"
 #include "cuda/types.cuh"
 
 namespace engine {
 namespace {
 
-constexpr int threads = 128;
 constexpr int tile_q = 128;              // 32 queries per warp: two row blocks of 16
-constexpr int tile_k = 64;               // keys per step
 constexpr int row_blocks = tile_q / 64;  // per warp
-constexpr int key_blocks = tile_k / 8;   // column blocks of a score tile
 
 template <class T>
 struct Args {
@@ -26,130 +23,6 @@ struct Args {
   float scale_log2;  // 1/sqrt(head_dim) * log2(e)
 };
 
-// A thread's part in copying tiles of rows of HD elements: chunk `chunk` of every rows_at_once-th
-// row from `row` on.
-template <int HD>
-struct Copier {
-  static constexpr int chunks = HD / 8;
-  static constexpr int rows_at_once = threads / chunks;
-  static __device__ int row() { return static_cast<int>(threadIdx.x) / chunks; }
-  static __device__ int chunk() { return static_cast<int>(threadIdx.x) % chunks; }
-
-  // ROWS rows into the tile at `target` (the tile's address plus swizzled(row(), chunk())), from
-  // `source` (this thread's first chunk). Rows from `left` on, counted from this thread's first,
-  // become zeros and are not read. Leaves `source` ROWS rows further. Asynchronous, not committed.
-  template <int ROWS, class T>
-  static __device__ void load(std::uint32_t target, const T*& source, int stride, int left) {
-    const std::int64_t step =
-        std::int64_t{rows_at_once} * static_cast<int>(opaque(static_cast<std::uint32_t>(stride)));
-#pragma unroll
-    for (int i = 0; i < ROWS / rows_at_once; ++i) {
-      copy_async(target + i * rows_at_once * HD * 2, source, i * rows_at_once < left);
-      source += step;
-    }
-  }
-};
-
-// The running state of a warp's 32 queries. Thread (g, t) holds rows g and g + 8 of each row block.
-template <int HD>
-struct State {
-  float acc[row_blocks][HD / 8][4];
-  float peak[row_blocks][2];  // running maximum of the raw scores
-  float sum[row_blocks][2];   // this thread's share of the sum; the quad's four shares make a row
-};
-
-// s = q k^T for one tile of keys. q_lane and k_lane: where this lane's first ldmatrix rows lie.
-template <class T, int HD>
-__device__ void score_tile(float (&s)[row_blocks][key_blocks][4], std::uint32_t q_lane,
-                           std::uint32_t k_lane) {
-#pragma unroll
-  for (int m = 0; m < row_blocks; ++m) {
-#pragma unroll
-    for (int n = 0; n < key_blocks; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) s[m][n][e] = 0.0F;
-    }
-  }
-#pragma unroll
-  for (int step = 0; step < HD / 16; ++step) {
-    std::uint32_t a[row_blocks][4];
-#pragma unroll
-    for (int m = 0; m < row_blocks; ++m) {
-      ldmatrix(a[m], (q_lane ^ (step * 32)) + m * 16 * HD * 2);
-    }
-#pragma unroll
-    for (int n = 0; n < key_blocks; n += 2) {
-      std::uint32_t b[4];
-      ldmatrix(b, (k_lane ^ (step * 32)) + n * 8 * HD * 2);
-#pragma unroll
-      for (int m = 0; m < row_blocks; ++m) {
-        mma<T>(s[m][n], a[m], b[0], b[1]);
-        mma<T>(s[m][n + 1], a[m], b[2], b[3]);
-      }
-    }
-  }
-}
-
-// Turns scores into unnormalised probabilities p, in pairs (p[m][n][h]: columns 2t and 2t + 1 of
-// row g + 8 h), and rescales the state to the new maxima. Every row sees a key in its first tile,
-// so the maxima are finite from then on.
-template <class T, int HD>
-__device__ void softmax_tile(float (&s)[row_blocks][key_blocks][4],
-                             std::uint32_t (&p)[row_blocks][key_blocks][2], State<HD>& state,
-                             float scale_log2) {
-#pragma unroll
-  for (int m = 0; m < row_blocks; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float peak = state.peak[m][h];
-#pragma unroll
-      for (int n = 0; n < key_blocks; ++n) {
-        peak = fmaxf(peak, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
-      }
-      peak = fmaxf(peak, __shfl_xor_sync(0xffffffffU, peak, 1));
-      peak = fmaxf(peak, __shfl_xor_sync(0xffffffffU, peak, 2));
-      const float base = peak * scale_log2;
-      const float shrink = exp2_fast(state.peak[m][h] * scale_log2 - base);
-      state.peak[m][h] = peak;
-      float sum = state.sum[m][h] * shrink;
-#pragma unroll
-      for (int n = 0; n < key_blocks; ++n) {
-        const float low = exp2_fast(fmaf(s[m][n][2 * h], scale_log2, -base));
-        const float high = exp2_fast(fmaf(s[m][n][2 * h + 1], scale_log2, -base));
-        sum += low + high;
-        p[m][n][h] = pack2<T>(low, high);
-      }
-      state.sum[m][h] = sum;
-#pragma unroll
-      for (int n = 0; n < HD / 8; ++n) {
-        state.acc[m][n][2 * h] *= shrink;
-        state.acc[m][n][2 * h + 1] *= shrink;
-      }
-    }
-  }
-}
-
-// acc += p v. The pairs of two key blocks are exactly one A fragment.
-template <class T, int HD>
-__device__ void value_tile(const std::uint32_t (&p)[row_blocks][key_blocks][2], State<HD>& state,
-                           std::uint32_t v_lane) {
-#pragma unroll
-  for (int step = 0; step < tile_k / 16; ++step) {
-#pragma unroll
-    for (int n = 0; n < HD / 8; n += 2) {
-      std::uint32_t b[4];
-      ldmatrix_transposed(b, (v_lane ^ (n * 16)) + step * 16 * HD * 2);
-#pragma unroll
-      for (int m = 0; m < row_blocks; ++m) {
-        const std::uint32_t a[4] = {p[m][2 * step][0], p[m][2 * step][1], p[m][2 * step + 1][0],
-                                    p[m][2 * step + 1][1]};
-        mma<T>(state.acc[m][n], a, b[0], b[1]);
-        mma<T>(state.acc[m][n + 1], a, b[2], b[3]);
-      }
-    }
-  }
-}
-
 // Shapes: q [batch * q_len, heads * HD], k and v [batch * kv_len, kv_heads * HD], out as q.
 // Launch: grid (batch * heads, ceil(q_len / 128)), 128 threads, (128 + 64 + 64) * HD * 2 bytes of
 // shared memory. Blocks of late queries see the most keys and start first; neighbouring blocks
@@ -161,7 +34,7 @@ __device__ void value_tile(const std::uint32_t (&p)[row_blocks][key_blocks][2], 
 // HD flops per visible (query, key) pair; about 2 * HD * 2 bytes of shared reads per pair and 32
 // queries.
 template <class T, int HD>
-__global__ void __launch_bounds__(threads, 2) attn_prefill_kernel(Args<T> args) {
+__global__ void __launch_bounds__(attn_threads, 2) attn_prefill_kernel(Args<T> args) {
   extern __shared__ __align__(256) unsigned char shared[];
   using Copy = Copier<HD>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -195,20 +68,8 @@ __global__ void __launch_bounds__(threads, 2) attn_prefill_kernel(Args<T> args) 
   // tile.
   int visible = past + first_q + first_row + lane / 4 - lane % 4 * 2;
 
-  State<HD> state;
-#pragma unroll
-  for (int m = 0; m < row_blocks; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      state.peak[m][h] = -INFINITY;
-      state.sum[m][h] = 0.0F;
-    }
-#pragma unroll
-    for (int n = 0; n < HD / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) state.acc[m][n][e] = 0.0F;
-    }
-  }
+  AttnState<HD, row_blocks> state;
+  state.clear();
 
   for (; tiles > 0; --tiles) {
     copy_wait<0>();
@@ -217,61 +78,21 @@ __global__ void __launch_bounds__(threads, 2) attn_prefill_kernel(Args<T> args) 
     copy_commit();
 
     float s[row_blocks][key_blocks][4];
-    score_tile<T, HD>(s, opaque(q_lane), opaque(k_lane));
-    if (visible < tile_k - 7) {  // the thread's last column
-#pragma unroll
-      for (int m = 0; m < row_blocks; ++m) {
-#pragma unroll
-        for (int n = 0; n < key_blocks; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            if (n * 8 + e % 2 > visible + m * 16 + e / 2 * 8) s[m][n][e] = -INFINITY;
-          }
-        }
-      }
-    }
+    score_tile<T, HD, row_blocks>(s, opaque(q_lane), opaque(k_lane));
+    mask_tile(s, visible);
     std::uint32_t p[row_blocks][key_blocks][2];
-    softmax_tile<T, HD>(s, p, state, args.scale_log2);
+    softmax_tile<T, HD, row_blocks>(s, p, state, args.scale_log2);
     copy_wait<0>();
     __syncthreads();  // values are here, and everyone is done with the keys
     kv_left -= tile_k;
     visible -= tile_k;
     if (tiles > 1) Copy::template load<tile_k>(k_tile + copy_offset, k, args.k_stride, kv_left);
     copy_commit();
-    value_tile<T, HD>(p, state, opaque(v_lane));
+    value_tile<T, HD, row_blocks>(p, state, opaque(v_lane));
   }
 
-  // Results leave through the warp's own rows of the query tile, which only it reads.
-#pragma unroll
-  for (int m = 0; m < row_blocks; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float sum = state.sum[m][h];
-      sum += __shfl_xor_sync(0xffffffffU, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffU, sum, 2);
-      const float inverse = 1.0F / sum;
-      const int row = first_row + m * 16 + h * 8 + lane / 4;
-#pragma unroll
-      for (int n = 0; n < HD / 8; ++n) {
-        const std::uint32_t pair =
-            pack2<T>(state.acc[m][n][2 * h] * inverse, state.acc[m][n][2 * h + 1] * inverse);
-        const std::uint32_t at = swizzled<HD>(row, n) + static_cast<std::uint32_t>(lane % 4 * 4);
-        *reinterpret_cast<std::uint32_t*>(shared + at) = pair;
-      }
-    }
-  }
-  __syncwarp();
-  constexpr int chunks = HD / 8;
   T* out = args.out + (sequence * args.q_len + first_q) * args.out_stride + std::int64_t{head} * HD;
-#pragma unroll
-  for (int i = 0; i < chunks; ++i) {
-    const int row = first_row + (i * 32 + lane) / chunks;
-    const int chunk = (i * 32 + lane) % chunks;
-    if (row < left) {
-      *reinterpret_cast<uint4*>(out + std::int64_t{row} * args.out_stride + chunk * 8) =
-          *reinterpret_cast<const uint4*>(shared + swizzled<HD>(row, chunk));
-    }
-  }
+  store_state<T, HD, row_blocks>(state, shared, first_row, out, args.out_stride, left);
 }
 
 template <class T, int HD>
@@ -298,7 +119,7 @@ void launch_prefill(const AttnProblem& p, cudaStream_t stream) {
                      narrow(p.shape.heads / p.shape.kv_heads),
                      log2_e / std::sqrt(static_cast<float>(HD))};
   const dim3 grid(static_cast<unsigned>(p.batch * p.shape.heads), static_cast<unsigned>(blocks));
-  launch("attn_prefill", attn_prefill_kernel<T, HD>, grid, threads,
+  launch("attn_prefill", attn_prefill_kernel<T, HD>, grid, attn_threads,
          (tile_q + 2 * tile_k) * HD * sizeof(T), stream, args);
 }
 

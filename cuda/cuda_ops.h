@@ -156,6 +156,11 @@ class CudaOps final : public Ops {
   [[nodiscard]] std::int64_t billm_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                    std::int64_t block, DType factor) override;
 
+  // EvalOps
+  void rope_rows(View x, std::int64_t head_dim, View cos, View sin, View positions) override;
+  void attention_runs(View q, View k, View v, const AttnShape& shape, View runs, View out) override;
+  void compare_logits(View reference, View logits, View target, View out) override;
+
   // Fused ops
   void qkv_step(const QkvStep& s) override;
   void gate_up(const GateUp& s) override;

@@ -2,23 +2,35 @@
 #include "cuda/cuda_ops.h"
 #include "cuda/kv.cuh"
 #include "cuda/types.cuh"
+#include "engine/ops/runs_check.h"
 
 namespace engine {
 namespace {
 
 constexpr int threads = 256;
 
+// Where row r stands.
+struct Periodic {
+  std::int64_t start, period;
+  __device__ std::int64_t operator()(std::int64_t r) const { return start + r % period; }
+};
+struct Listed {
+  const std::int32_t* positions;
+  std::int64_t stride;
+  __device__ std::int64_t operator()(std::int64_t r) const { return positions[r * stride]; }
+};
+
 // One block per row; a thread turns N neighbouring pairs (j, j + half) of one head. The products
 // are rounded to T before they are added, and never fused. half is a multiple of N; x rows (and the
 // halves within them) are aligned for packs of N. Cost: x read and written once.
-template <class T, int N>
+template <class T, int N, class WHERE>
 __global__ void __launch_bounds__(threads)
     rope_kernel(T* x, std::int64_t stride, int heads, int half, const float* cos_table,
                 std::int64_t cos_stride, const float* sin_table, std::int64_t sin_stride,
-                std::int64_t start, std::int64_t period) {
+                WHERE where) {
   using P = Pack<T, N>;
   const auto r = static_cast<std::int64_t>(blockIdx.x);
-  const std::int64_t position = start + r % period;
+  const std::int64_t position = where(r);
   const float* cos_row = cos_table + position * cos_stride;
   const float* sin_row = sin_table + position * sin_stride;
   const int per_head = half / N;
@@ -36,6 +48,22 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
+template <class WHERE>
+void rotate_rows(const char* name, const View& x, std::int64_t head_dim, const View& cos,
+                 const View& sin, WHERE where, cudaStream_t stream) {
+  REQUIRE(x.rows <= 0x7fffffff && x.cols <= 0x7fffffff,
+          std::string(name) + " of too large " + x.shape());
+  dispatch_float(x.dtype, name, [&](auto tag) {
+    using T = decltype(tag);
+    constexpr int n = 16 / sizeof(T);
+    const bool wide = aligned_rows(x, 16, n) && head_dim / 2 % n == 0;
+    launch(name, wide ? rope_kernel<T, n, WHERE> : rope_kernel<T, 1, WHERE>,
+           static_cast<unsigned>(x.rows), threads, 0, stream, static_cast<T*>(x.data), x.stride,
+           static_cast<int>(x.cols / head_dim), static_cast<int>(head_dim / 2), cos.as<float>(),
+           cos.stride, sin.as<float>(), sin.stride, where);
+  });
+}
+
 }  // namespace
 
 void CudaOps::rope(View x, std::int64_t head_dim, View cos, View sin, Positions positions) {
@@ -50,16 +78,15 @@ void CudaOps::rope(View x, std::int64_t head_dim, View cos, View sin, Positions 
               std::to_string(std::min(x.rows, positions.period)) + " beyond the tables " +
               cos.shape());
   require_cuda("rope", {x, cos, sin});
-  REQUIRE(x.rows <= 0x7fffffff && x.cols <= 0x7fffffff, "rope of too large " + x.shape());
-  dispatch_float(x.dtype, "rope", [&](auto tag) {
-    using T = decltype(tag);
-    constexpr int n = 16 / sizeof(T);
-    const bool wide = aligned_rows(x, 16, n) && head_dim / 2 % n == 0;
-    launch("rope", wide ? rope_kernel<T, n> : rope_kernel<T, 1>, static_cast<unsigned>(x.rows),
-           threads, 0, stream_, static_cast<T*>(x.data), x.stride,
-           static_cast<int>(x.cols / head_dim), static_cast<int>(head_dim / 2), cos.as<float>(),
-           cos.stride, sin.as<float>(), sin.stride, positions.start, positions.period);
-  });
+  rotate_rows("rope", x, head_dim, cos, sin, Periodic{positions.start, positions.period}, stream_);
+}
+
+void CudaOps::rope_rows(View x, std::int64_t head_dim, View cos, View sin, View positions) {
+  check_rope_rows(x, head_dim, cos, sin, positions);
+  if (x.empty()) return;
+  require_cuda("rope_rows", {x, cos, sin, positions});
+  rotate_rows("rope_rows", x, head_dim, cos, sin,
+              Listed{positions.as<std::int32_t>(), positions.stride}, stream_);
 }
 
 }  // namespace engine

@@ -86,6 +86,22 @@ inline OpCost attention(const View& q, const View& k, const View& v, const View&
   return {bytes_of({q, k, v, out}), 4 * shape.head_dim * shape.heads * batch * pairs};
 }
 
+// As rope, from one row of each table for every row.
+inline OpCost rope_rows(const View& x, const View& positions) {
+  return {2 * x.bytes() + positions.bytes(), 3 * x.count()};
+}
+
+// Bytes as of attention. Which pairs are visible is data on the device, so no flops are counted.
+inline OpCost attention_runs(const View& q, const View& k, const View& v, const View& runs,
+                             const View& out) {
+  return {bytes_of({q, k, v, runs, out}), 0};
+}
+
+// Twice row_nll, then a difference, a product and a sum.
+inline OpCost compare_logits(const View& reference, const View& logits, const View& out) {
+  return {bytes_of({reference, logits, out}), 9 * logits.count()};
+}
+
 // Minimum and maximum; with the search, 80 candidates of about eight operations.
 inline OpCost find_grid(const View& w, const GridSpec& spec, const View& scales,
                         const View& zeros) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "engine/ops/cpu_ops.h"
 #include "engine/ops/cpu_pack.h"
@@ -15,7 +16,6 @@ namespace engine {
 namespace {
 
 constexpr std::int64_t key_block = 256;
-constexpr std::int64_t lanes_per_task = 256;  // queries times heads that share packed keys
 constexpr std::int64_t max_head_dim = 512;
 
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
@@ -27,29 +27,23 @@ char* element(const View& v, std::int64_t row, std::int64_t col) {
 
 struct Problem {
   View q, k, v, out;
-  std::int64_t q_len = 0;
-  std::int64_t kv_len = 0;
+  std::span<const QueryRun> runs;
   std::int64_t head_dim = 0;
   std::int64_t share = 0;  // query heads per key head
-  std::int64_t kv_heads = 0;
-  std::int64_t queries = 0;  // per task
   float scale = 0.0F;
 };
 
-// Some queries of the heads that share one key head. Lane l of the task is query l / share, head
-// l % share of the group; `panel` lanes make one tile.
+// The queries of one run and the heads that share one key head. Lane l of the task is query
+// l / share, head l % share of the group; `panel` lanes make one tile.
 class Task {
  public:
   Task(const Problem& problem, const CpuKernels& kernels, std::int64_t item)
       : p_(problem), kernels_(kernels), tile_(kernels.attention) {
-    const std::int64_t blocks = (p_.q_len + p_.queries - 1) / p_.queries;
-    // The longest tasks, those with the last queries, come first.
-    const std::int64_t block = blocks - 1 - item % blocks;
-    kv_head_ = item / blocks % p_.kv_heads;
-    sequence_ = item / blocks / p_.kv_heads;
-    first_query_ = block * p_.queries;
-    const std::int64_t n = std::min(p_.queries, p_.q_len - first_query_);
-    lanes_ = n * p_.share;
+    const auto runs = static_cast<std::int64_t>(p_.runs.size());
+    run_ = &p_.runs[static_cast<std::size_t>(item % runs)];
+    kv_head_ = item / runs;
+    for (const KeySpan& span : run_->spans) keys_seen_ += span.keys;
+    lanes_ = run_->queries * p_.share;
     panels_ = (lanes_ + tile_.cols - 1) / tile_.cols;
     dims_ = round_up(p_.head_dim, tile_.rows);
   }
@@ -79,19 +73,24 @@ class Task {
     std::fill(sums_, sums_ + all * dims_, 0.0F);
     std::fill(peak_, peak_ + all, -std::numeric_limits<float>::infinity());
     std::fill(total_, total_ + all, 0.0F);
-    const std::int64_t seen = position(lanes_ - 1) + 1;
-    for (std::int64_t first = 0; first < seen; first += key_block) {
-      key_step(first, std::min(key_block, seen - first));
+    std::int64_t first = 0;
+    // A block does not reach across spans, so that its keys are neighbours.
+    for (const KeySpan& span : run_->spans) {
+      for (std::int64_t done = 0; done < span.keys; done += key_block) {
+        const std::int64_t n = std::min(key_block, span.keys - done);
+        key_step(first, span.row + done, n);
+        first += n;
+      }
     }
     write();
   }
 
  private:
   [[nodiscard]] std::int64_t position(std::int64_t lane) const {
-    return p_.kv_len - p_.q_len + first_query_ + std::min(lane, lanes_ - 1) / p_.share;
+    return keys_seen_ - run_->queries + std::min(lane, lanes_ - 1) / p_.share;
   }
   [[nodiscard]] std::int64_t row_of(std::int64_t lane) const {
-    return sequence_ * p_.q_len + first_query_ + lane / p_.share;
+    return run_->first_query + lane / p_.share;
   }
   [[nodiscard]] std::int64_t col_of(std::int64_t lane) const {
     return (kv_head_ * p_.share + lane % p_.share) * p_.head_dim;
@@ -111,10 +110,10 @@ class Task {
     }
   }
 
-  void key_step(std::int64_t first, std::int64_t n) {
+  // Keys [first, first + n) of the chain, which lie from row `base` on.
+  void key_step(std::int64_t first, std::int64_t base, std::int64_t n) {
     const std::int64_t rows = tile_.rows;
     const std::int64_t cols = tile_.cols;
-    const std::int64_t base = sequence_ * p_.kv_len + first;
     const std::int64_t col = kv_head_ * p_.head_dim;
     pack_panels(kernels_, {element(p_.k, base, col), p_.k.dtype, p_.k.stride, false}, 0, n, 0,
                 p_.head_dim, rows, keys_);
@@ -156,9 +155,9 @@ class Task {
   const Problem& p_;
   const CpuKernels& kernels_;
   const Tile& tile_;
-  std::int64_t sequence_ = 0;
+  const QueryRun* run_ = nullptr;
   std::int64_t kv_head_ = 0;
-  std::int64_t first_query_ = 0;
+  std::int64_t keys_seen_ = 0;  // by the last query
   std::int64_t lanes_ = 0;
   std::int64_t panels_ = 0;
   std::int64_t dims_ = 0;    // head_dim in whole tiles
@@ -189,25 +188,60 @@ void cpu_attention(ThreadPool& pool, View q, View k, View v, const AttnShape& sh
   REQUIRE(q.device == DeviceKind::cpu && k.device == DeviceKind::cpu &&
               v.device == DeviceKind::cpu && out.device == DeviceKind::cpu,
           "attention: host views");
+  const std::int64_t q_len = q.rows / batch;
+  const std::int64_t kv_len = k.rows / batch;
+  REQUIRE(q_len <= kv_len && kv_len <= std::numeric_limits<std::int32_t>::max(),
+          "attention: more queries than keys");
+  if (q_len == 0) return;
+  const std::int64_t share = shape.heads / shape.kv_heads;
+  const std::int64_t queries = std::max<std::int64_t>(1, attention_lanes / share);
+  const std::int64_t blocks = (q_len + queries - 1) / queries;
+  std::vector<QueryRun> runs(static_cast<std::size_t>(batch * blocks));
+  for (std::int64_t i = 0; i < batch * blocks; ++i) {
+    // The longest, those with the last queries, come first.
+    const std::int64_t sequence = i / blocks;
+    const std::int64_t first = (blocks - 1 - i % blocks) * queries;
+    QueryRun& run = runs[static_cast<std::size_t>(i)];
+    run.first_query = sequence * q_len + first;
+    run.queries = std::min(queries, q_len - first);
+    run.spans[0] = {sequence * kv_len, kv_len - q_len + first + run.queries};
+  }
+  cpu_attend(pool, q, k, v, shape, runs, out, isa);
+}
+
+void cpu_attend(ThreadPool& pool, View q, View k, View v, const AttnShape& shape,
+                std::span<const QueryRun> runs, View out, Isa isa) {
   Problem p;
   p.q = q;
   p.k = k;
   p.v = v;
   p.out = out;
-  p.q_len = q.rows / batch;
-  p.kv_len = k.rows / batch;
-  REQUIRE(p.q_len <= p.kv_len && p.kv_len <= std::numeric_limits<std::int32_t>::max(),
-          "attention: more queries than keys");
-  if (p.q_len == 0) return;
+  p.runs = runs;
   p.head_dim = shape.head_dim;
-  p.kv_heads = shape.kv_heads;
   p.share = shape.heads / shape.kv_heads;
-  p.queries = std::max<std::int64_t>(1, lanes_per_task / p.share);
   p.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
   const CpuKernels& kernels = cpu_kernels(isa);
-  const std::int64_t blocks = (p.q_len + p.queries - 1) / p.queries;
-  pool.run(batch * p.kv_heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t items = shape.kv_heads * static_cast<std::int64_t>(runs.size());
+  pool.run(items, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t item = begin; item < end; ++item) Task(p, kernels, item).run();
+  });
+}
+
+void cpu_rope(ThreadPool& pool, View x, std::int64_t head_dim, View cos, View sin,
+              const std::function<std::int64_t(std::int64_t)>& position) {
+  REQUIRE(x.device == DeviceKind::cpu, "rope: host views");
+  const std::int64_t half = head_dim / 2;
+  const float* cos_table = cos.host<float>();
+  const float* sin_table = sin.host<float>();
+  const CpuKernels& kernels = cpu_kernels(best_isa());
+  pool.run(x.rows, 64, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const std::int64_t at = position(r);
+      for (std::int64_t c = 0; c < x.cols; c += head_dim) {
+        kernels.rotate(x.dtype, element(x, r, c), element(x, r, c + half),
+                       cos_table + at * cos.stride, sin_table + at * sin.stride, half);
+      }
+    }
   });
 }
 
@@ -224,24 +258,13 @@ std::int64_t CpuOps::attention_workspace_bytes(const AttnShape&, std::int64_t, s
 void CpuOps::rope(View x, std::int64_t head_dim, View cos, View sin, Positions positions) {
   REQUIRE(head_dim > 0 && head_dim % 2 == 0 && x.cols % head_dim == 0,
           "rope: x " + x.shape() + ", head_dim " + std::to_string(head_dim));
-  const std::int64_t half = head_dim / 2;
-  REQUIRE(cos.cols == half && sin.cols == half && cos.rows == sin.rows, "rope: table shape");
+  REQUIRE(cos.cols == head_dim / 2 && sin.cols == head_dim / 2 && cos.rows == sin.rows,
+          "rope: table shape");
   REQUIRE(positions.start >= 0 && positions.period > 0, "rope: positions");
   REQUIRE(x.rows == 0 || positions.start + std::min(x.rows, positions.period) <= cos.rows,
           "rope: positions beyond the table of " + std::to_string(cos.rows));
-  REQUIRE(x.device == DeviceKind::cpu, "rope: host views");
-  const float* cos_table = cos.host<float>();
-  const float* sin_table = sin.host<float>();
-  const CpuKernels& kernels = cpu_kernels(best_isa());
-  pool_.run(x.rows, 64, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end; ++r) {
-      const std::int64_t at = positions.start + r % positions.period;
-      for (std::int64_t c = 0; c < x.cols; c += head_dim) {
-        kernels.rotate(x.dtype, element(x, r, c), element(x, r, c + half),
-                       cos_table + at * cos.stride, sin_table + at * sin.stride, half);
-      }
-    }
-  });
+  cpu_rope(pool_, x, head_dim, cos, sin,
+           [positions](std::int64_t r) { return positions.start + r % positions.period; });
 }
 
 }  // namespace engine

@@ -144,6 +144,11 @@ class CpuOps final : public Ops {
   [[nodiscard]] std::int64_t billm_workspace_bytes(std::int64_t rows, std::int64_t d,
                                                    std::int64_t block, DType factor) override;
 
+  // EvalOps
+  void rope_rows(View x, std::int64_t head_dim, View cos, View sin, View positions) override;
+  void attention_runs(View q, View k, View v, const AttnShape& shape, View runs, View out) override;
+  void compare_logits(View reference, View logits, View target, View out) override;
+
   // Ops
   [[nodiscard]] DeviceKind kind() const override { return DeviceKind::cpu; }
   [[nodiscard]] DeviceInfo info() override;

@@ -15,6 +15,7 @@
 #include "engine/ops/awq_ops.h"
 #include "engine/ops/billm_ops.h"
 #include "engine/ops/dense_ops.h"
+#include "engine/ops/eval_ops.h"
 #include "engine/ops/fused_ops.h"
 #include "engine/ops/packed_ops.h"
 #include "engine/ops/pbllm_ops.h"
@@ -55,7 +56,8 @@ class Ops : public DenseOps,
             public PbllmOps,
             public QuipOps,
             public QuipSharpOps,
-            public TransformOps {
+            public TransformOps,
+            public EvalOps {
  public:
   // Fused ops, defined in fused_ops.cpp by composition.
   virtual void qkv_step(const QkvStep& s);

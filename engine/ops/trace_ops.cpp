@@ -1,29 +1,26 @@
-#include "engine/ops/trace_ops.h"
-
 #include <iterator>
 #include <sstream>
+
+#include "engine/ops/trace_run.h"
 
 namespace engine {
 
 namespace {
 
-// Far below the number of marks that a backend keeps.
-constexpr std::size_t max_spans = 2048;
-
 // Every op of the contract, in alphabetical order.
 constexpr const char* names =
-    "add_abs_sums attention attention_step attention_step_bytes attention_workspace_bytes "
-    "awq_clip awq_clip_bytes billm_sweep billm_workspace_bytes block_tail code_targets "
-    "column_squares convert copy count_nonfinite damp_hessian decode_lattice decode_midrise "
-    "dequantize_codes diagonal download elapsed_ms embed expand factor_upper "
-    "factor_workspace_bytes fill_bell find_grid gate_up gather_columns gptq_sweep "
-    "gptq_workspace_bytes gram greedy_workspace_bytes kv_append kv_append_step kv_read "
+    "add_abs_sums attention attention_runs attention_step attention_step_bytes "
+    "attention_workspace_bytes awq_clip awq_clip_bytes billm_sweep billm_workspace_bytes "
+    "block_tail code_targets column_squares compare_logits convert copy count_nonfinite "
+    "damp_hessian decode_lattice decode_midrise dequantize_codes diagonal download elapsed_ms "
+    "embed expand factor_upper factor_workspace_bytes fill_bell find_grid gate_up gather_columns "
+    "gptq_sweep gptq_workspace_bytes gram greedy_workspace_bytes kv_append kv_append_step kv_read "
     "ldlq_greedy ldlq_sweep ldlq_workspace_bytes linear linears mark matmul moment_loss "
     "moment_loss_bytes norm_linear pack_codes packed_matmul packed_workspace_bytes pbllm_decode "
     "pbllm_select pbllm_select_bytes pbllm_split pbllm_split_bytes pbllm_sweep "
     "pbllm_workspace_bytes place_columns qkv_step quantize_codes quipsharp_sweep "
-    "quipsharp_targets quipsharp_workspace_bytes record repack replay rmsnorm rope rope_step "
-    "round_trip_scaled row_argmax row_nll sample_step sample_step_bytes scale_moment "
+    "quipsharp_targets quipsharp_workspace_bytes record repack replay rmsnorm rope rope_rows "
+    "rope_step round_trip_scaled row_argmax row_nll sample_step sample_step_bytes scale_moment "
     "scale_weights silu_mul slim_candidates slim_decode slim_divisors slim_divisors_bytes "
     "slim_salience slim_sweep slim_workspace_bytes softmax_kl square_sums synchronize "
     "transform_rows transpose unpack unpack_codes upload zero";
@@ -49,21 +46,6 @@ OpStats& TraceOps::entry(const char* name) const {
   const auto found = stats_.find(name);
   REQUIRE(found != stats_.end(), std::string("op_names() lacks ") + name);
   return found->second;
-}
-
-template <class Call>
-void TraceOps::run(const char* name, const OpCost& cost, Call&& call) {
-  OpStats& s = entry(name);
-  const bool timed = time_ && !recording_;
-  const std::int64_t from = timed ? ops_.mark() : 0;
-  call();
-  if (timed) {
-    spans_.push_back({&s, from, ops_.mark()});
-    if (spans_.size() >= max_spans) resolve_spans();
-  }
-  ++s.calls;
-  s.bytes += cost.bytes;
-  s.flops += cost.flops;
 }
 
 void TraceOps::resolve_spans() {
@@ -506,40 +488,6 @@ std::int64_t TraceOps::billm_workspace_bytes(std::int64_t rows, std::int64_t d, 
                                              DType factor) {
   ++entry("billm_workspace_bytes").calls;
   return ops_.billm_workspace_bytes(rows, d, block, factor);
-}
-
-// Fused ops
-
-void TraceOps::qkv_step(const QkvStep& s) {
-  run("qkv_step", cost::qkv_step(s), [&] { ops_.qkv_step(s); });
-}
-
-void TraceOps::gate_up(const GateUp& s) {
-  run("gate_up", cost::gate_up(s), [&] { ops_.gate_up(s); });
-}
-
-void TraceOps::norm_linear(const NormLinear& s) {
-  run("norm_linear", cost::norm_linear(s), [&] { ops_.norm_linear(s); });
-}
-
-void TraceOps::block_tail(const BlockTail& s) {
-  run("block_tail", cost::block_tail(s), [&] { ops_.block_tail(s); });
-}
-
-void TraceOps::linear(View x, const Linear& w, View out, bool accumulate, View workspace,
-                      PackedKernel kernel) {
-  run("linear", cost::linear(x, w, out, accumulate),
-      [&] { ops_.linear(x, w, out, accumulate, workspace, kernel); });
-}
-
-void TraceOps::linears(View x, std::span<const LinearOut> all, View workspace) {
-  OpCost cost;
-  for (const LinearOut& one : all) {
-    const OpCost own = cost::linear(x, *one.w, one.out, false);
-    cost.bytes += own.bytes - (&one == all.data() ? 0 : x.bytes());  // x is read once
-    cost.flops += own.flops;
-  }
-  run("linears", cost, [&] { ops_.linears(x, all, workspace); });
 }
 
 // Ops
