@@ -5,8 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/core/report.h"
-#include "engine/model/stream.h"
+#include "eval/model_pass.h"
 #include "formats/dataset.h"
 #include "formats/tokenizer.h"
 
@@ -42,16 +41,10 @@ struct PplResult {
   double standard_error = 0;       // of the mean loss, over windows
 };
 
-struct PplJob {
-  WeightSource* source = nullptr;
-  Ops* ops = nullptr;
-  Ledger* ledger = nullptr;
-  DType dtype = DType::bf16;
-  std::int64_t batch = 0;                         // sequences at a time; 0: default_batch
-  std::vector<TokenWindows> texts;                // all with one seq
-  Exec exec = Exec::decoded;                      // how the blocks' linears are held
-  PackedKernel kernel = PackedKernel::automatic;  // of products with packed linears
-  bool poison = false;                            // as QuantizeJob::poison
+struct PplJob : EvalModel {
+  std::int64_t batch = 0;           // sequences at a time; 0: default_batch
+  std::vector<TokenWindows> texts;  // all with one seq
+  bool poison = false;              // as QuantizeJob::poison
 };
 
 // One result per text, all in one pass over the weights. Fills the report's plan and times.

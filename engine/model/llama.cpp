@@ -85,18 +85,18 @@ BlockWeights make_block_weights(Arena& arena, const ModelConfig& config, DType d
 
 BlockScratch make_block_scratch(Arena& arena, Ops& ops, const ModelConfig& config, DType dtype,
                                 std::int64_t batch, std::int64_t q_len, std::int64_t kv_len,
-                                std::int64_t packed_bytes) {
+                                std::int64_t packed_bytes, std::int64_t kept) {
   const std::int64_t rows = batch * q_len;
   const std::int64_t q_dim = config.heads * config.head_dim;
   const std::int64_t kv_dim = config.kv_heads * config.head_dim;
-  const auto make = [&](std::int64_t cols) {
-    return arena.make(MemTag::activations, dtype, rows, cols);
+  const auto make = [&](std::int64_t cols, std::int64_t more = 0) {
+    return arena.make(MemTag::activations, dtype, rows + more, cols);
   };
   BlockScratch s;
   s.h = make(config.hidden);
   s.q = make(q_dim);
-  s.k = make(kv_dim);
-  s.v = make(kv_dim);
+  s.k = make(kv_dim, kept);
+  s.v = make(kv_dim, kept);
   s.a = make(q_dim);
   s.g = make(config.intermediate);
   s.u = make(config.intermediate);

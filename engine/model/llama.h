@@ -54,13 +54,15 @@ BlockWeights make_block_weights(Arena& arena, const ModelConfig& config, DType d
 
 // Activations of one block for `rows` stacked tokens.
 struct BlockScratch {
-  View h, q, k, v, a, g, u, workspace;
+  View h, q, a, g, u, workspace;
+  View k, v;            // [kept + rows, kv_heads * head_dim]
   View k_read, v_read;  // [capacity, kv_heads * head_dim]: one sequence of an 8-bit cache, or empty
 };
 // `packed_bytes`: what the products with packed weights need (packed_workspace_bytes below).
+// `kept`: rows of keys and values in front of the batch's own, for BlockRun::ragged.
 BlockScratch make_block_scratch(Arena& arena, Ops& ops, const ModelConfig& config, DType dtype,
                                 std::int64_t batch, std::int64_t q_len, std::int64_t kv_len,
-                                std::int64_t packed_bytes = 0);
+                                std::int64_t packed_bytes = 0, std::int64_t kept = 0);
 
 // The largest PackedOps::packed_workspace_bytes of these shapes for 1 to `rows` rows of x.
 [[nodiscard]] std::int64_t packed_workspace_bytes(const Ops& ops,
@@ -76,6 +78,14 @@ struct RopeTable {
 RopeTable make_rope_table(Arena& arena, Ops& ops, const ModelConfig& config,
                           std::int64_t positions);
 
+// Sequences of any lengths side by side, which may share their beginnings. Rows of keys and values
+// are counted from the first kept one: those of the batch's row r stand in row kept + r.
+struct RaggedBatch {
+  View positions;         // i32 [rows, 1]: of each row of x in its sequence
+  View runs;              // as EvalOps::attention_runs takes them
+  std::int64_t kept = 0;  // as given to make_block_scratch
+};
+
 struct BlockRun {
   Ops& ops;
   const ModelConfig& config;
@@ -85,6 +95,7 @@ struct BlockRun {
   const KvCache* cache = nullptr;  // rows are appended to it; null: whole sequences
   std::int64_t first = 0;          // the cache's sequence that x begins with
   PackedKernel kernel = PackedKernel::automatic;
+  const RaggedBatch* ragged = nullptr;  // replaces batch, start and cache
 };
 
 // Called with each tap's input as it appears; returning false ends the block there.

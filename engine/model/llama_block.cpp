@@ -44,15 +44,25 @@ bool llama_attention(const BlockRun& run, const BlockWeights& w, const BlockScra
                      View out, bool accumulate, const TapFn& tap) {
   Ops& ops = run.ops;
   const std::int64_t head_dim = run.config.head_dim;
-  const auto window = [&](const View& v) { return v.row_range(0, h.rows); };
-  const View q = window(s.q), k = window(s.k), v = window(s.v), a = window(s.a);
-  const Positions positions{run.start, h.rows / run.batch};
+  const std::int64_t kept = run.ragged != nullptr ? run.ragged->kept : 0;
+  const View q = s.q.row_range(0, h.rows), a = s.a.row_range(0, h.rows);
+  const View k = s.k.row_range(kept, h.rows), v = s.v.row_range(kept, h.rows);
   ops.linear(h, w[Site::q], q, false, s.workspace, run.kernel);
   ops.linear(h, w[Site::k], k, false, s.workspace, run.kernel);
   ops.linear(h, w[Site::v], v, false, s.workspace, run.kernel);
-  ops.rope(q, head_dim, run.rope.cos, run.rope.sin, positions);
-  ops.rope(k, head_dim, run.rope.cos, run.rope.sin, positions);
-  attend(run, s, q, k, v, a);
+  if (run.ragged != nullptr) {
+    const ModelConfig& c = run.config;
+    const RaggedBatch& r = *run.ragged;
+    ops.rope_rows(q, head_dim, run.rope.cos, run.rope.sin, r.positions);
+    ops.rope_rows(k, head_dim, run.rope.cos, run.rope.sin, r.positions);
+    ops.attention_runs(q, s.k.row_range(0, kept + h.rows), s.v.row_range(0, kept + h.rows),
+                       {c.heads, c.kv_heads, head_dim}, r.runs, a);
+  } else {
+    const Positions positions{run.start, h.rows / run.batch};
+    ops.rope(q, head_dim, run.rope.cos, run.rope.sin, positions);
+    ops.rope(k, head_dim, run.rope.cos, run.rope.sin, positions);
+    attend(run, s, q, k, v, a);
+  }
   if (!seen(tap, Tap::attn_out, a)) return false;
   ops.linear(a, w[Site::o], out, accumulate, s.workspace, run.kernel);
   return true;
