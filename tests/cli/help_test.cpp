@@ -16,8 +16,8 @@
 
 namespace {
 
-const std::vector<std::string> commands = {"quantize", "ppl",    "inspect", "generate",
-                                           "tokenize", "decode", "table"};
+const std::vector<std::string> commands = {"quantize", "ppl",      "eval",     "kl",     "study",
+                                           "inspect",  "generate", "tokenize", "decode", "table"};
 const std::vector<std::string> bench_commands = {"latency", "kernels", "memory", "load", "table6"};
 
 struct Outcome {
@@ -239,7 +239,8 @@ TEST(Docs, EveryMentionedOptionExists) {
   any.insert("--version");
 
   static const std::regex call(
-      "(?:^|[ `/(])engine (quantize|ppl|inspect|generate|tokenize|decode|table)\\b");
+      "(?:^|[ `/(])engine "
+      "(quantize|ppl|eval|kl|study|inspect|generate|tokenize|decode|table)\\b");
   static const std::regex method_name("--method[ =]([a-z0-9-]+)");
   static const std::regex bench_call("(?:^|[ `/(])bench (latency|kernels|memory|load|table6)\\b");
   static const std::regex other_program("\\b(ctest|cmake|parity_tests|conformance_tests) ");
@@ -313,6 +314,9 @@ TEST(Usage, UnknownOptionsAreRefused) {
   const std::map<std::string, std::string> complete = {
       {"quantize", "--model m --method rtn --out o.qw"},
       {"ppl", "--model m --text t"},
+      {"eval", "--model m --tasks piqa --data d"},
+      {"kl", "--reference m --text t"},
+      {"study", "--config c"},
       {"inspect", "m"},
       {"generate", "--model m"},
       {"tokenize", "--model m --prompt x"},
@@ -339,6 +343,9 @@ TEST(Usage, MissingAndMisspeltPartsAreRefused) {
   expect_usage_error("ppl --model m", "--text");
   expect_usage_error("ppl --model m --text t --bos maybe", "stream-start");
   expect_usage_error("table", "folder");
+  expect_usage_error("kl --reference m", "--text");
+  expect_usage_error("kl --model m --text t", "--reference");
+  expect_usage_error("kl --reference m --text t", "--save-reference");
 }
 
 }  // namespace
